@@ -1,0 +1,400 @@
+"""The agent: one process per host and command, speaking frames (wire.py) over the pipes it was started with.
+
+In: `run` messages naming an operation, its arguments, check and diff mode and the identity to become.
+Out: `progress` while an operation runs, one `result` each, in order. Both ends send a `beat` every
+BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is silent for ALONE
+seconds: the operation at work is asked to stop, gets GRACE seconds to finish its step, then every child
+goes and the agent with it.
+
+Another identity is a child agent under sudo, fed the same archive over its pipes; its frames are relayed.
+The password is written only after sudo's random prompt token has been seen.
+"""
+
+import base64
+import collections
+import fcntl
+import importlib
+import os
+import pwd
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zlib
+
+import wire
+
+BEAT = 2.0  # seconds between beats
+ALONE = 60.0  # seconds of silence after which the controller is taken for dead
+GRACE = 10.0  # seconds an operation may take to finish its step once the controller is gone
+SUDO_TIMEOUT = 20.0  # seconds for sudo to ask for a password or to start the child
+
+Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
+
+
+class Context(object):
+    """What an operation may use; see operations/__init__.py for the contract."""
+
+    def __init__(self, agent, check, diff, progress):
+        self.check = check
+        self.diff = diff
+        self.progress = progress
+        self.sources = agent.sources
+        self._agent = agent
+
+    def stopping(self):
+        return self._agent.stop.is_set()
+
+    def run_command(self, argv, stdin=b"", timeout=None, env=None, cwd=None):
+        """Run a program to its end, with no terminal, and collect its output.
+
+        :param argv: list of str; no shell is involved.
+        :param stdin: bytes it reads.
+        :param timeout: seconds until it and its group are killed; None waits for as long as the controller lives.
+        :returns: Completed(returncode, stdout bytes, stderr bytes, timed_out bool).
+        :raises OSError: it could not be started.
+        """
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        self._agent.children.add(child.pid)
+        end = None if timeout is None else time.monotonic() + timeout
+        timed_out = False
+        try:
+            while True:
+                try:
+                    out, err = child.communicate(stdin, timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    stdin = None  # communicate() goes on with what it was first given
+                    if self.stopping() or (end is not None and time.monotonic() > end):
+                        timed_out = True
+                        _kill_group(child.pid)
+                        out, err = child.communicate()
+                        break
+        finally:
+            self._agent.children.discard(child.pid)
+        return Completed(child.returncode, out, err, timed_out)
+
+
+class Agent(object):
+    """The loop of one agent; `read_fd` and `write_fd` are private copies of its first stdin and stdout."""
+
+    def __init__(self, sources, archive, digest, read_fd, write_fd):
+        self.sources, self.archive, self.digest = sources, archive, digest
+        self.read_fd, self.write_fd = read_fd, write_fd
+        self.stop = threading.Event()
+        self.children = set()  # pids of processes that must not outlive this agent
+        self._inbox = queue.Queue()
+        self._write_lock = threading.Lock()
+        self._heard = time.monotonic()
+        self._becomes = {}  # identity -> Become
+
+    # -- the three threads: this one works, one reads, one sends beats ------------------------------
+
+    def serve(self, hello):
+        """Answer messages until the controller is done; returns the exit status."""
+        self.send(dict(hello, type="hello", protocol=wire.VERSION))
+        for work in (self._read, self._beat):
+            thread = threading.Thread(target=work)
+            thread.daemon = True
+            thread.start()
+        while True:
+            message = self._inbox.get()
+            if message is None:
+                self._end_children()
+                return 0
+            self._answer(message)
+
+    def _read(self):
+        decoder = wire.Decoder()
+        try:
+            while True:
+                ready, _, _ = select.select([self.read_fd], [], [], 1.0)
+                if not ready:
+                    if time.monotonic() - self._heard > ALONE:
+                        break
+                    continue
+                data = os.read(self.read_fd, 1 << 20)
+                if not data:
+                    break
+                self._heard = time.monotonic()
+                for message in decoder.feed(data):
+                    if message.get("type") == "run":
+                        self._inbox.put(message)
+                    elif message.get("type") == "bye":
+                        self._inbox.put(None)
+                    elif message.get("type") != "beat":
+                        raise wire.ProtocolError("unknown message type {!r}".format(message.get("type")))
+        except (OSError, wire.ProtocolError) as error:
+            sys.stderr.write("tcpfleet agent: {}\n".format(error))
+        self.stop.set()
+        self._inbox.put(None)
+        time.sleep(GRACE)  # the main thread normally ends the process long before this
+        self._end_children()
+        os._exit(1)
+
+    def _beat(self):
+        while not self.stop.wait(BEAT):
+            self.send({"type": "beat"})
+            for child in list(self._becomes.values()):
+                child.send({"type": "beat"})
+
+    def send(self, message):
+        """Write one frame whole; a vanished controller is noticed by the reader, not here."""
+        data = memoryview(wire.pack(message))
+        with self._write_lock:
+            while data:
+                try:
+                    data = data[os.write(self.write_fd, data) :]
+                except OSError:
+                    self.stop.set()
+                    return
+
+    def _end_children(self):
+        for child in self._becomes.values():
+            child.close()
+        for pid in list(self.children):
+            _kill_group(pid)
+
+    # -- operations --------------------------------------------------------------------------------
+
+    def _answer(self, message):
+        number = message.get("id")
+
+        def progress(data):
+            self.send({"type": "progress", "id": number, "data": data})
+
+        become = message.get("become")
+        try:
+            if become and not _is_me(become["user"]):
+                result = self._as(become).call(message, progress)
+            else:
+                context = Context(self, bool(message.get("check")), bool(message.get("diff")), progress)
+                result = perform(message["op"], message["args"], context)
+        except BecomeError as error:
+            result = {"changed": False, "failed": True, "msg": str(error)}
+        try:
+            self.send({"type": "result", "id": number, "result": result})
+        except (wire.ProtocolError, TypeError, ValueError) as error:
+            msg = "the result of {} cannot be sent: {}".format(message.get("op"), error)
+            self.send({"type": "result", "id": number, "result": {"changed": False, "failed": True, "msg": msg}})
+
+    def _as(self, become):
+        key = (become.get("exe"), become["user"])
+        if key not in self._becomes or not self._becomes[key].alive():
+            self._becomes[key] = Become(self, become)
+        return self._becomes[key]
+
+
+def perform(name, args, context):
+    """Run one operation of operations.TABLE; failures and bugs both become a result, never an exception."""
+    import operations
+
+    if name not in operations.TABLE:
+        return {"changed": False, "failed": True, "msg": "this agent has no operation {!r}".format(name)}
+    try:
+        module = importlib.import_module("operations." + operations.TABLE[name])
+        return module.run(args, context)
+    except operations.OperationError as error:
+        return dict({"changed": False, "failed": True, "msg": error.msg}, **error.fields)
+    except Exception as error:
+        # A bug or an unforeseen OSError: named with its place, so that it can be reported.
+        return {
+            "changed": False,
+            "failed": True,
+            "msg": "{}: {}: {}".format(name, type(error).__name__, error),
+            "exception": traceback.format_exc(),
+        }
+
+
+# -- another identity ----------------------------------------------------------------------------------
+
+
+class BecomeError(Exception):
+    """The identity asked for could not be had; the text is for the user."""
+
+
+class Become(object):
+    """A child agent running as another user through sudo."""
+
+    def __init__(self, agent, become):
+        self.user = become["user"]
+        exe = become.get("exe") or "sudo"
+        prompt = base64.b16encode(os.urandom(12)).decode()
+        token = base64.b16encode(os.urandom(12)).decode()
+        stub = agent.sources["stub"].encode("utf-8")
+        code = "import zlib,base64;exec(zlib.decompress(base64.b64decode({!r})))".format(
+            base64.b64encode(zlib.compress(stub)).decode()
+        )
+        argv = [exe, "-H", "-S", "-p", prompt, "-u", self.user, "--"]
+        argv += [sys.executable, "-I", "-S", "-c", code, token, agent.digest, str(len(agent.archive))]
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BecomeError("cannot become {}: {} cannot be started ({})".format(self.user, exe, error.strerror))
+        self._lock = threading.Lock()
+        self._decoder = wire.Decoder()
+        try:
+            rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.archive)
+        except BaseException:
+            self.close()
+            raise
+        self._ready = self._decoder.feed(rest)
+        drain = threading.Thread(target=self._drain)
+        drain.daemon = True
+        drain.start()
+
+    def _log_in(self, prompt, token, password, archive):
+        """Answer sudo's prompt if it comes, feed the child its code; returns what it sent after its token."""
+        out, err = b"", b""
+        stdout, stderr = self.process.stdout.fileno(), self.process.stderr.fileno()
+        asked, deadline = False, time.monotonic() + SUDO_TIMEOUT
+        watched = [stdout, stderr]
+        while True:
+            ready, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise BecomeError(
+                    "cannot become {}: no answer from sudo in {:.0f} s".format(self.user, SUDO_TIMEOUT)
+                )
+            for fd in ready:
+                data = os.read(fd, 65536)
+                if fd == stderr:
+                    err += data
+                elif data:
+                    out += data
+                if not data:
+                    watched.remove(fd)
+            if prompt in err:
+                if password is None:
+                    raise BecomeError(
+                        "cannot become {}: sudo wants a password; give one with --ask-sudo-pass".format(self.user)
+                    )
+                if asked:
+                    raise BecomeError("cannot become {}: sudo says the password is wrong".format(self.user))
+                asked = True
+                err = err.partition(prompt)[2]
+                self._write(password.encode("utf-8") + b"\n")
+            _, found, tail = out.partition(b"\n" + token + b" ")
+            if found and b"\n" in tail:
+                word, _, rest = tail.partition(b"\n")
+                if word == b"need":
+                    self._write(archive)
+                elif word != b"have":
+                    raise BecomeError("cannot become {}: its python3 answers {}".format(self.user, word.decode()))
+                return rest
+            if stdout not in watched:
+                said = " ".join(err.decode("utf-8", "replace").split())
+                raise BecomeError("cannot become {}: {}".format(self.user, said or "sudo ended without a word"))
+
+    def _drain(self):
+        # A child that writes to stderr must never block on a full pipe.
+        while os.read(self.process.stderr.fileno(), 65536):
+            pass
+
+    def _write(self, data):
+        with self._lock:
+            try:
+                self.process.stdin.write(data)
+                self.process.stdin.flush()
+            except (OSError, ValueError):
+                pass  # its end is noticed where its answer is awaited
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def send(self, message):
+        self._write(wire.pack(message))
+
+    def call(self, message, progress):
+        """Relay one `run` message and its progress; returns the result dict."""
+        self.send({name: value for name, value in message.items() if name != "become"})
+        while True:
+            while self._ready:
+                answer = self._ready.pop(0)
+                if answer.get("id") != message["id"]:
+                    continue
+                if answer["type"] == "progress":
+                    progress(answer["data"])
+                elif answer["type"] == "result":
+                    return answer["result"]
+            data = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not data:
+                raise BecomeError("the agent of user {} ended in the middle of an operation".format(self.user))
+            self._ready = self._decoder.feed(data)
+
+    def close(self):
+        """Closing its pipe ends the child; a kill would not reach a process of another user."""
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+
+
+# -- small things ----------------------------------------------------------------------------------------
+
+
+def _is_me(user):
+    try:
+        return pwd.getpwnam(user).pw_uid == os.geteuid()
+    except KeyError:
+        raise BecomeError("cannot become {}: this host has no such user".format(user))
+
+
+def _kill_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def _private_pipes():
+    """Move stdin and stdout to private close-on-exec descriptors: no operation or child can write into frames."""
+    pipes = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (0, 1)]
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return pipes
+
+
+def main(sources, archive, digest, uncached):
+    """Entry from the stub; never returns.
+
+    :param sources: {module path: source} of all payload modules.
+    :param archive: the same, packed, as bytes; for child agents.
+    :param digest: sha256 of `archive`.
+    :param uncached: why the archive could not be kept on this host, or None.
+    """
+    read_fd, write_fd = _private_pipes()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the pipe's end is the signal that counts
+    with open("/proc/sys/kernel/random/boot_id") as source:
+        boot_id = source.read().strip()
+    hello = {
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "python": sys.version.split()[0],
+        "boot_id": boot_id,
+        "uncached": uncached,
+    }
+    os._exit(Agent(sources, archive, digest, read_fd, write_fd).serve(hello))

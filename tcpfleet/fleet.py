@@ -1,0 +1,158 @@
+"""Fan out: run one function on many hosts at once, bounded, and let no dead host stop the others.
+
+In: hosts and a function of a Session. Out: an Outcome per host, as they come. Threads are daemons that put
+their outcomes on a queue the caller's thread reads, so Ctrl-C is answered at once (a ThreadPoolExecutor would
+keep it waiting for every host).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from tcpfleet.errors import HostFailed, TcpfleetError, Unreachable
+from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Session, open_session
+
+if TYPE_CHECKING:
+    from tcpfleet.inventory import Host
+
+T = TypeVar("T")
+DEFAULT_FORKS = 20
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What came of one function on one host.
+
+    :ivar value: what the function returned, when status is ok.
+    :ivar error: one sentence, when it is not.
+    """
+
+    host: Host
+    status: Literal["ok", "failed", "unreachable"]
+    value: T | None = None
+    error: str | None = None
+
+
+class Fleet:
+    """Sessions on some hosts, opened when first needed and kept until the end of the command.
+
+    Use as a context manager; leaving it ends every agent.
+
+    :param connection_vars: gives a host's connection variables (see `tcpfleet.link.Settings`).
+    :param forks: at most so many hosts at work at a time.
+    :param connect_timeout: seconds.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        connection_vars: Callable[[Host], Mapping[str, Any]],
+        *,
+        forks: int = DEFAULT_FORKS,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
+        self.hosts = list(hosts)
+        self._variables = connection_vars
+        self._forks = forks
+        self._connect_timeout = connect_timeout
+        self._sessions: dict[str, Session] = {}
+        self._gone: dict[str, str] = {}
+        self._closed = threading.Event()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        function: Callable[[Session], T],
+        hosts: Sequence[Host] | None = None,
+        *,
+        on_outcome: Callable[[Outcome[T]], None] | None = None,
+        reconnect: bool = False,
+    ) -> dict[str, Outcome[T]]:
+        """Run `function` with each host's session; every host gets an outcome.
+
+        :param hosts: a part of the fleet; all of it by default.
+        :param on_outcome: called in this thread with each outcome as it comes.
+        :param reconnect: try hosts again that were lost earlier in this command; else they are unreachable
+            at once.
+        :returns: host name -> outcome, in the order of `hosts`.
+        """
+        wanted = list(self.hosts if hosts is None else hosts)
+        outcomes: dict[str, Outcome[T]] = {}
+        results: queue.Queue[Outcome[T] | BaseException] = queue.Queue()
+        waiting = list(reversed(wanted))
+        running = 0
+        while waiting or running:
+            while waiting and running < self._forks:
+                host = waiting.pop()
+                threading.Thread(
+                    target=lambda host=host: results.put(self._one(function, host, reconnect)), daemon=True
+                ).start()
+                running += 1
+            outcome = results.get()
+            running -= 1
+            if isinstance(outcome, BaseException):
+                raise outcome
+            outcomes[outcome.host.name] = outcome
+            if on_outcome is not None:
+                on_outcome(outcome)
+        return {host.name: outcomes[host.name] for host in wanted}
+
+    def _one(self, function: Callable[[Session], T], host: Host, reconnect: bool) -> Outcome[T] | BaseException:
+        """Everything that can happen to one host; a bug or bad input travels to the caller's thread."""
+        try:
+            return Outcome(host, "ok", function(self._session(host, reconnect)))
+        except Unreachable as error:
+            self._gone[host.name] = str(error)
+            return Outcome(host, "unreachable", error=str(error))
+        except HostFailed as error:
+            return Outcome(host, "failed", error=str(error))
+        except TcpfleetError as error:
+            return error
+        except BaseException as error:
+            return error
+
+    def _session(self, host: Host, reconnect: bool) -> Session:
+        if host.name in self._gone:
+            if not reconnect:
+                raise Unreachable(self._gone[host.name])
+            del self._gone[host.name]
+            lost = self._sessions.pop(host.name, None)
+            if lost is not None:
+                lost.close()
+        session = self._sessions.get(host.name)
+        if session is None:
+            session = open_session(host, self._variables(host), connect_timeout=self._connect_timeout)
+            self._sessions[host.name] = session
+        return session
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT):
+            for session in list(self._sessions.values()):
+                session.beat()
+
+    def close(self) -> None:
+        """End all agents, side by side: one slow host does not hold up the others."""
+        self._closed.set()
+        closers = [threading.Thread(target=session.close, daemon=True) for session in self._sessions.values()]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(20)
+        self._sessions.clear()
+
+
+def exit_codes(outcomes: Mapping[str, Outcome[Any]]) -> list[int]:
+    """The exit codes that these outcomes call for; see `tcpfleet.errors.worst`."""
+    codes = {"failed": HostFailed.exit_code, "unreachable": Unreachable.exit_code}
+    return [codes[outcome.status] for outcome in outcomes.values() if outcome.status != "ok"]

@@ -1,0 +1,615 @@
+"""One host, one channel, one agent: the only module that knows Fabric and Paramiko.
+
+In: a `Host` of the inventory and its connection variables. Out: a `Session`, whose `call` runs one operation
+of payload/operations on the host and returns its result. An SSH session and a process on this machine look
+the same from above.
+
+The host's Python is started once with a stub on its command line (payload/stub.py) and fetches the payload
+archive only when it has no copy; after that the channel carries frames (payload/wire.py). Nothing bulky ever
+goes through Fabric's `run`, whose output capture is quadratic (invoke issue 1079).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import getpass
+import hashlib
+import itertools
+import json
+import os
+import random
+import secrets
+import selectors
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from payload import wire
+from tcpfleet.errors import BadInput, Unreachable
+
+if TYPE_CHECKING:
+    import fabric
+    import paramiko
+
+    from tcpfleet.inventory import Host
+
+PAYLOAD = Path(__file__).resolve().parent.parent / "payload"
+DEFAULT_PYTHON = "/usr/bin/python3"  # a version manager's shim costs 60 ms more per start
+CONNECT_TIMEOUT = 10.0  # seconds
+IDLE_TIMEOUT = 30.0  # seconds without a beat after which a host is unreachable
+BEAT = 2.0  # seconds
+MAX_NOISE = 64 * 1024  # bytes a login shell may print before the agent's token
+CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
+
+
+class Become(NamedTuple):
+    """An identity to run an operation as."""
+
+    user: str = "root"
+    method: str = "sudo"
+    password: str | None = None
+    exe: str = "sudo"
+
+    def __repr__(self) -> str:  # a traceback must not show the password
+        return f"Become(user={self.user!r}, method={self.method!r}, exe={self.exe!r})"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach one host, from its connection variables (Ansible's names without `ansible_`)."""
+
+    address: str
+    local: bool
+    port: int | None
+    user: str | None
+    password: str | None = field(repr=False)
+    python: str
+    key_file: str | None
+    ssh_options: Mapping[str, str]
+    ssh_config: str | None
+
+    @classmethod
+    def from_vars(cls, name: str, variables: Mapping[str, Any]) -> Settings:
+        """
+        :param variables: connection variables with templates already resolved.
+        :raises BadInput: for a value that cannot be used, naming host and variable.
+        """
+        connection = str(variables.get("ansible_connection", "ssh"))
+        if connection not in ("ssh", "local", "smart", "paramiko_ssh"):
+            raise BadInput(f"host {name}: ansible_connection is {connection!r}; supported are ssh and local")
+        port = variables.get("ansible_port")
+        if port is not None and not (str(port).isdigit() and 0 < int(port) < 65536):
+            raise BadInput(f"host {name}: ansible_port is {port!r}, not a port number")
+        options, config = _ssh_arguments(name, str(variables.get("ansible_ssh_common_args", "")))
+        local = connection == "local"
+        key = variables.get("ansible_ssh_private_key_file")
+        password = variables.get("ansible_password")
+        user = variables.get("ansible_user")
+        return cls(
+            address=str(variables.get("ansible_host", name)),
+            local=local,
+            port=int(port) if port is not None else None,
+            user=str(user) if user is not None else None,
+            password=str(password) if password is not None else None,
+            python=str(
+                variables.get("ansible_python_interpreter") or (sys.executable if local else DEFAULT_PYTHON)
+            ),
+            key_file=os.path.expanduser(str(key)) if key else None,
+            ssh_options=options,
+            ssh_config=config,
+        )
+
+
+def _ssh_arguments(name: str, text: str) -> tuple[dict[str, str], str | None]:
+    """The supported part of ansible_ssh_common_args: -o of four options, and -F."""
+    supported = ("UserKnownHostsFile", "StrictHostKeyChecking", "ProxyJump", "ProxyCommand")
+    options: dict[str, str] = {}
+    config = None
+    try:
+        words = iter(shlex.split(text))
+    except ValueError as error:
+        raise BadInput(f"host {name}: ansible_ssh_common_args {text!r}: {error}") from None
+    for word in words:
+        flag, value = word[:2], word[2:] or next(words, "")
+        if flag == "-F" and value:
+            config = os.path.expanduser(value)
+            continue
+        key, _, setting = value.replace("=", " ", 1).partition(" ")
+        known = {option.lower(): option for option in supported}.get(key.lower())
+        if flag != "-o" or known is None or not setting:
+            raise BadInput(
+                f"host {name}: ansible_ssh_common_args has {word} {value!r}: supported are "
+                f"-F FILE and -o with {', '.join(supported)}"
+            )
+        options[known] = setting.strip()
+    return options, config
+
+
+# ---------------------------------------------------------------- the archive
+
+
+@functools.lru_cache(maxsize=1)
+def archive() -> tuple[bytes, str]:
+    """All of payload/ as the stub wants it, and its sha256; the same files always give the same bytes."""
+    sources = {
+        path.relative_to(PAYLOAD).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(PAYLOAD.rglob("*.py"))
+    }
+    data = zlib.compress(json.dumps(sources, sort_keys=True).encode(), 9)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _stub_code() -> str:
+    packed = base64.b64encode(zlib.compress((PAYLOAD / "stub.py").read_bytes(), 9)).decode()
+    return f'import zlib,base64;exec(zlib.decompress(base64.b64decode("{packed}")))'
+
+
+# ---------------------------------------------------------------- streams
+
+
+class Stream(Protocol):
+    """Bytes to and from an agent; `receive` returns b"" at the end and raises TimeoutError."""
+
+    def send(self, data: bytes, timeout: float) -> None: ...
+    def receive(self, timeout: float) -> bytes: ...
+    def last_words(self) -> tuple[int | None, str]: ...
+    def close(self) -> None: ...
+
+
+class LocalStream:
+    """An agent that is a child process of ours, in a session of its own so that Ctrl-C does not reach it."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
+        self._said = b""
+        os.set_blocking(self._in.fileno(), False)
+        self._watch = selectors.DefaultSelector()
+        self._watch.register(self._out, selectors.EVENT_READ)
+        self._watch.register(self._err, selectors.EVENT_READ)
+
+    def send(self, data: bytes, timeout: float) -> None:
+        left, deadline = memoryview(data), time.monotonic() + timeout
+        while left:
+            try:
+                left = left[os.write(self._in.fileno(), left) :]
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(0.002)
+
+    def receive(self, timeout: float) -> bytes:
+        deadline = time.monotonic() + timeout
+        while True:
+            ready = [key.fileobj for key, _ in self._watch.select(max(0.0, deadline - time.monotonic()))]
+            if self._out in ready:
+                return os.read(self._out.fileno(), 1 << 20)
+            if self._err in ready:
+                said = os.read(self._err.fileno(), 65536)
+                self._said = (self._said + said)[-4096:]
+                if not said:
+                    self._watch.unregister(self._err)
+            elif time.monotonic() >= deadline:
+                raise TimeoutError
+
+    def last_words(self) -> tuple[int | None, str]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, rest = self._process.communicate(timeout=2)
+            self._said += rest or b""
+        return self._process.returncode, self._said.decode(errors="replace").strip()
+
+    def close(self) -> None:
+        self._watch.close()
+        self._in.close()
+        try:
+            self._process.wait(15)  # the agent ends its children first
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._out.close()
+        self._err.close()
+
+
+class SshStream:
+    """An agent behind one SSH channel."""
+
+    def __init__(self, connection: fabric.Connection, command: str, timeout: float) -> None:
+        self._connection = connection
+        self._said = b""
+        transport: paramiko.Transport = connection.transport
+        # Paramiko's own default would wait an hour (fabric issue 1384).
+        self._channel = transport.open_session(timeout=timeout)
+        self._channel.settimeout(timeout)
+        self._channel.exec_command(command)
+
+    def send(self, data: bytes, timeout: float) -> None:
+        left, deadline = memoryview(data), time.monotonic() + timeout
+        while left:
+            try:
+                left = left[self._channel.send(left) :]
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+
+    def receive(self, timeout: float) -> bytes:
+        self._channel.settimeout(timeout)
+        try:
+            return self._channel.recv(1 << 20)
+        except TimeoutError:
+            raise TimeoutError from None
+        finally:
+            self._read_stderr()
+
+    def _read_stderr(self) -> None:
+        while self._channel.recv_stderr_ready():
+            self._said = (self._said + self._channel.recv_stderr(65536))[-4096:]
+
+    def last_words(self) -> tuple[int | None, str]:
+        code = self._channel.recv_exit_status() if self._channel.status_event.wait(2) else None
+        self._read_stderr()
+        return code, self._said.decode(errors="replace").strip()
+
+    def close(self) -> None:
+        self._channel.close()
+        self._connection.close()
+        gateway = self._connection.gateway
+        while gateway is not None and not isinstance(gateway, str):
+            gateway.close()
+            gateway = gateway.gateway
+
+
+# ---------------------------------------------------------------- connecting
+
+
+_config_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=8)
+def _load_fabric_config(path: str | None) -> Any:
+    import logging
+
+    import fabric
+
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False  # its errors reach us as exceptions
+    # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder.
+    return fabric.Config(lazy=True, runtime_ssh_path=path)
+
+
+def _fabric_config(path: str | None) -> Any:
+    """Fabric's Config, loaded once per ssh_config and not by two threads at a time."""
+    with _config_lock:
+        config = _load_fabric_config(path)
+        if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
+            config.load_ssh_config()
+            object.__setattr__(config, "_tcpfleet_loaded", True)
+        return config
+
+
+def _connection(settings: Settings, connect_timeout: float) -> fabric.Connection:
+    import fabric
+
+    from tcpfleet import hostkeys
+
+    config = _fabric_config(settings.ssh_config)
+    options = settings.ssh_options
+    gateway: Any = options.get("ProxyCommand")
+    if "ProxyJump" in options:
+        for jump in options["ProxyJump"].split(","):
+            gateway = fabric.Connection(
+                jump.strip(), config=config, gateway=gateway, connect_timeout=connect_timeout
+            )
+    arguments: dict[str, Any] = {
+        "banner_timeout": connect_timeout,
+        "auth_timeout": connect_timeout,
+        "channel_timeout": connect_timeout,
+    }
+    if settings.key_file:
+        arguments["key_filename"] = settings.key_file
+        arguments["look_for_keys"] = False
+    if settings.password is not None:
+        arguments["password"] = settings.password
+    connection = fabric.Connection(
+        settings.address,
+        user=settings.user,
+        port=settings.port,
+        config=config,
+        gateway=gateway,
+        connect_timeout=connect_timeout,
+        connect_kwargs=arguments,
+    )
+    hop: Any = connection
+    while hop is not None and not isinstance(hop, str):
+        checking = options.get("StrictHostKeyChecking", hop.ssh_config.get("stricthostkeychecking", "accept-new"))
+        if checking.lower() not in hostkeys.POLICIES:
+            raise BadInput(
+                f"host {hop.host}: StrictHostKeyChecking={checking}; known are {', '.join(hostkeys.POLICIES)}"
+            )
+        files = (
+            options.get("UserKnownHostsFile") or hop.ssh_config.get("userknownhostsfile") or "~/.ssh/known_hosts"
+        )
+        paths = [Path(part).expanduser() for part in shlex.split(files)]
+        paths += [Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2")]
+        hostkeys.trust(hop.client, hostkeys.POLICIES[checking.lower()], paths)
+        hop = hop.gateway
+    return connection
+
+
+def _connect(name: str, settings: Settings, connect_timeout: float) -> fabric.Connection:
+    """An open connection; every way in which that can fail becomes one sentence of Unreachable."""
+    import paramiko
+    from paramiko.ssh_exception import NoValidConnectionsError
+
+    where = f"{settings.address}:{settings.port or 22}"
+    for attempt in range(1, CONNECT_TRIES + 1):
+        connection = _connection(settings, connect_timeout)
+        try:
+            connection.open()
+            return connection
+        except paramiko.BadHostKeyException as error:
+            connection.close()
+            raise Unreachable(
+                f"{name}: the host key of {where} has changed: expected {error.expected_key.fingerprint}, got "
+                f"{error.key.fingerprint}; nothing was sent. If the host was reinstalled, remove its old line "
+                "from known_hosts"
+            ) from None
+        except paramiko.PasswordRequiredException:
+            reason = f"the private key {settings.key_file or ''} is encrypted; load it into ssh-agent"
+        except paramiko.AuthenticationException as error:
+            user = settings.user or getpass.getuser()
+            reason = f"{where} refused the login of user {user}: {' '.join(str(error).split())}"
+        except NoValidConnectionsError as error:
+            reason = f"no connection to {where}: {_os_reason(next(iter(error.errors.values())))}"
+        except socket.gaierror as error:
+            reason = f"the name {settings.address} does not resolve: {error.strerror}"
+        except TimeoutError:
+            reason = f"no answer from {where} in {connect_timeout:g} s"
+        except FileNotFoundError as error:
+            reason = f"cannot read {error.filename}"
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            reason = f"SSH to {where} failed: {_os_reason(error)}"
+            if attempt < CONNECT_TRIES and _worth_a_retry(error):
+                connection.close()
+                time.sleep(random.uniform(0.2, 0.6) * attempt)  # noqa: S311 - jitter, not a secret
+                continue
+        connection.close()
+        raise Unreachable(f"{name}: {reason}") from None
+    raise AssertionError("not reached")
+
+
+def _worth_a_retry(error: BaseException) -> bool:
+    """sshd's MaxStartups closes the connection before or at the banner; nothing has run yet."""
+    return isinstance(error, (EOFError, ConnectionResetError)) or "banner" in str(error).lower()
+
+
+def _os_reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------- sessions
+
+
+class Session:
+    """An open agent on one host. One thread at a time calls; `beat` may come from another.
+
+    :ivar host: the inventory's host.
+    :ivar hello: what the agent said of itself: pid, uid, python, boot_id, uncached (why its archive could
+        not be kept there, or None).
+    """
+
+    def __init__(self, host: Host, stream: Stream, hello: dict[str, Any], decoder: wire.Decoder) -> None:
+        self.host, self.hello = host, hello
+        self._stream, self._decoder = stream, decoder
+        self._numbers = itertools.count(1)
+        self._sending = threading.Lock()
+        self.idle_timeout = IDLE_TIMEOUT
+        self.gone: str | None = None
+
+    def call(
+        self,
+        op: str,
+        args: dict[str, Any],
+        *,
+        check: bool = False,
+        diff: bool = False,
+        become: Become | None = None,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Run one operation and wait for its result.
+
+        :param timeout: seconds for the operation as a whole; None as long as the host keeps beating.
+        :returns: the operation's result; a failed one has ``failed: True`` and ``msg``.
+        :raises Unreachable: the host is gone, silent, or speaks nonsense.
+        """
+        number = next(self._numbers)
+        message: dict[str, Any] = {
+            "type": "run",
+            "id": number,
+            "op": op,
+            "args": args,
+            "check": check,
+            "diff": diff,
+        }
+        if become is not None:
+            message["become"] = {"user": become.user, "exe": become.exe, "password": become.password}
+        self._send(wire.pack(message))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        heard = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
+                raise self._lost(f"{op} took longer than {timeout:g} s")
+            if now - heard > self.idle_timeout:
+                raise self._lost(f"no sign of life for {self.idle_timeout:g} s")
+            try:
+                data = self._stream.receive(0.5)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise self._lost(_os_reason(error)) from None
+            if not data:
+                _code, said = self._stream.last_words()
+                raise self._lost(f"the agent ended during {op}" + (f": {said}" if said else ""))
+            heard = time.monotonic()
+            for answer in self._decode(data):
+                if answer.get("type") == "progress" and answer.get("id") == number:
+                    if on_progress is not None:
+                        on_progress(answer.get("data") or {})
+                elif answer.get("type") == "result" and answer.get("id") == number:
+                    result = answer.get("result")
+                    if not isinstance(result, dict):
+                        raise self._lost("the agent's result is not an object")
+                    return result
+
+    def _decode(self, data: bytes) -> list[dict[str, Any]]:
+        try:
+            messages: list[dict[str, Any]] = self._decoder.feed(data)
+            return messages
+        except wire.ProtocolError as error:
+            raise self._lost(f"the agent speaks nonsense: {error}") from None
+
+    def beat(self) -> None:
+        """Tell the agent that its controller is alive; a failure is noticed by the next call."""
+        with contextlib.suppress(Unreachable):
+            self._send(wire.pack({"type": "beat"}))
+
+    def _send(self, frame: bytes) -> None:
+        if self.gone:
+            raise Unreachable(self.gone)
+        with self._sending:
+            try:
+                self._stream.send(frame, self.idle_timeout)
+            except TimeoutError:
+                raise self._lost(f"nothing could be sent for {self.idle_timeout:g} s") from None
+            except OSError as error:
+                raise self._lost(_os_reason(error)) from None
+
+    def _lost(self, why: str) -> Unreachable:
+        self.gone = f"{self.host.name}: connection lost: {why}"
+        return Unreachable(self.gone)
+
+    def close(self) -> None:
+        """End the agent and the connection; never raises."""
+        if not self.gone:
+            self.idle_timeout = 2.0
+            with contextlib.suppress(Unreachable):
+                self._send(wire.pack({"type": "bye"}))
+        with contextlib.suppress(OSError, EOFError):
+            self._stream.close()
+
+
+def open_session(
+    host: Host,
+    variables: Mapping[str, Any],
+    *,
+    connect_timeout: float = CONNECT_TIMEOUT,
+) -> Session:
+    """Connect to a host and start its agent.
+
+    :param variables: the host's connection variables, templates resolved (`inventory.connection_vars`).
+    :param connect_timeout: seconds for the connection, and again for the agent's first word.
+    :raises Unreachable: one sentence on why: no route, refused, login, host key, no python3 ...
+    :raises BadInput: a connection variable that cannot be used.
+    """
+    settings = Settings.from_vars(host.name, variables)
+    data, digest = archive()
+    token = secrets.token_hex(12)
+    argv = [settings.python, "-I", "-S", "-c", _stub_code(), token, digest, str(len(data))]
+    stream: Stream
+    if settings.local:
+        try:
+            stream = LocalStream(argv)
+        except OSError as error:
+            raise Unreachable(f"{host.name}: cannot start {settings.python}: {error.strerror}") from None
+    else:
+        connection = _connect(host.name, settings, connect_timeout)
+        try:
+            stream = SshStream(connection, "exec " + shlex.join(argv), connect_timeout)
+        except Exception as error:
+            connection.close()
+            raise Unreachable(f"{host.name}: no session: {_os_reason(error)}") from None
+    try:
+        return _greet(host, settings, stream, token.encode(), data, connect_timeout)
+    except BaseException:
+        with contextlib.suppress(OSError, EOFError):
+            stream.close()
+        raise
+
+
+def _greet(host: Host, settings: Settings, stream: Stream, token: bytes, data: bytes, timeout: float) -> Session:
+    """Get past a login shell's noise to the agent's hello, sending the archive when it is wanted."""
+    deadline = time.monotonic() + timeout
+    heard = b""
+    decoder = wire.Decoder()
+
+    def more() -> bytes:
+        try:
+            part = stream.receive(max(0.01, deadline - time.monotonic()))
+        except TimeoutError:
+            raise Unreachable(f"{host.name}: {settings.python} did not start in {timeout:g} s") from None
+        except OSError as error:
+            raise Unreachable(f"{host.name}: connection lost: {_os_reason(error)}") from None
+        if not part:
+            raise Unreachable(f"{host.name}: {_why_no_agent(settings.python, *stream.last_words())}")
+        return part
+
+    def word_after_token() -> tuple[str, bytes]:
+        nonlocal heard
+        while True:
+            _, found, tail = heard.partition(b"\n" + token + b" ")
+            if found and b"\n" in tail:
+                word, _, rest = tail.partition(b"\n")
+                return word.decode(errors="replace"), rest
+            if len(heard) > MAX_NOISE:
+                raise Unreachable(f"{host.name}: its login shell prints without end; nothing could be started")
+            heard += more()
+
+    word, rest = word_after_token()
+    if word == "need":
+        stream.send(data, max(timeout, 60.0))
+        deadline = time.monotonic() + max(timeout, 60.0)
+    elif word.startswith("old"):
+        raise Unreachable(
+            f"{host.name}: {settings.python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; "
+            "set ansible_python_interpreter"
+        )
+    elif word != "have":
+        raise Unreachable(f"{host.name}: the agent did not start: {word}")
+    session = Session(host, stream, {}, decoder)
+    if rest.startswith(b"\n" + token + b" corrupt"):
+        raise Unreachable(f"{host.name}: the payload arrived damaged")
+    while True:
+        for message in session._decode(rest) if rest else []:
+            if message.get("type") == "hello" and message.get("protocol") == wire.VERSION:
+                session.hello = message
+                return session
+            raise Unreachable(f"{host.name}: the agent's first message is not a hello of protocol {wire.VERSION}")
+        rest = more()
+
+
+def _why_no_agent(python: str, code: int | None, said: str) -> str:
+    if code in (126, 127) or "not found" in said or "No such file" in said:
+        return f"there is no {python} on this host; install python3 or set ansible_python_interpreter"
+    return f"the agent did not start (exit status {code})" + (f": {said}" if said else "")
