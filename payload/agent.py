@@ -394,6 +394,7 @@ def main(sources, archive, digest, uncached):
         "pid": os.getpid(),
         "uid": os.geteuid(),
         "python": sys.version.split()[0],
+        "executable": sys.executable,
         "boot_id": boot_id,
         "uncached": uncached,
     }

@@ -17,7 +17,7 @@ from tcpfleet.errors import HostFailed, TcpfleetError, Unreachable
 from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Session, open_session
 
 if TYPE_CHECKING:
-    from tcpfleet.inventory import Host
+    from tcpfleet.inventory import Connection, Host
 
 T = TypeVar("T")
 DEFAULT_FORKS = 20
@@ -42,7 +42,7 @@ class Fleet:
 
     Use as a context manager; leaving it ends every agent.
 
-    :param connection_vars: gives a host's connection variables (see `tcpfleet.link.Settings`).
+    :param connection: tells how to reach a host: `Inventory.connection`.
     :param forks: at most so many hosts at work at a time.
     :param connect_timeout: seconds.
     """
@@ -50,13 +50,13 @@ class Fleet:
     def __init__(
         self,
         hosts: Sequence[Host],
-        connection_vars: Callable[[Host], Mapping[str, Any]],
+        connection: Callable[[Host], Connection],
         *,
         forks: int = DEFAULT_FORKS,
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.hosts = list(hosts)
-        self._variables = connection_vars
+        self._connection = connection
         self._forks = forks
         self._connect_timeout = connect_timeout
         self._sessions: dict[str, Session] = {}
@@ -132,7 +132,7 @@ class Fleet:
                 lost.close()
         session = self._sessions.get(host.name)
         if session is None:
-            session = open_session(host, self._variables(host), connect_timeout=self._connect_timeout)
+            session = open_session(host, self._connection(host), connect_timeout=self._connect_timeout)
             self._sessions[host.name] = session
         return session
 

@@ -232,7 +232,7 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
                 for host in begun:
                     _discard(host)
             raise
-    return status(checkout)
+    return status()
 
 
 def down(checkout: Path, say: Callable[[str], None], *, anyones: bool = False) -> bool:
@@ -254,7 +254,7 @@ def down(checkout: Path, say: Callable[[str], None], *, anyones: bool = False) -
         return was_up
 
 
-def status(checkout: Path) -> LabStatus:
+def status() -> LabStatus:
     """What is running now, asked of the hosts themselves over SSH."""
     owner = _owner()
     if owner is None:

@@ -1,6 +1,6 @@
 """One host, one channel, one agent: the only module that knows Fabric and Paramiko.
 
-In: a `Host` of the inventory and its connection variables. Out: a `Session`, whose `call` runs one operation
+In: a `Host` and the inventory's `Connection` for it. Out: a `Session`, whose `call` runs one operation
 of payload/operations on the host and returns its result. An SSH session and a process on this machine look
 the same from above.
 
@@ -29,8 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     import fabric
     import paramiko
 
-    from tcpfleet.inventory import Host
+    from tcpfleet.inventory import Connection, Host
 
 PAYLOAD = Path(__file__).resolve().parent.parent / "payload"
 DEFAULT_PYTHON = "/usr/bin/python3"  # a version manager's shim costs 60 ms more per start
@@ -49,6 +48,13 @@ CONNECT_TIMEOUT = 10.0  # seconds
 IDLE_TIMEOUT = 30.0  # seconds without a beat after which a host is unreachable
 BEAT = 2.0  # seconds
 MAX_NOISE = 64 * 1024  # bytes a login shell may print before the agent's token
+HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to ask while many hosts are opened
+    "yes": "strict",
+    "ask": "strict",
+    "accept-new": "accept-new",
+    "no": "off",
+    "off": "off",
+}
 CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
 
 
@@ -62,77 +68,6 @@ class Become(NamedTuple):
 
     def __repr__(self) -> str:  # a traceback must not show the password
         return f"Become(user={self.user!r}, method={self.method!r}, exe={self.exe!r})"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to reach one host, from its connection variables (Ansible's names without `ansible_`)."""
-
-    address: str
-    local: bool
-    port: int | None
-    user: str | None
-    password: str | None = field(repr=False)
-    python: str
-    key_file: str | None
-    ssh_options: Mapping[str, str]
-    ssh_config: str | None
-
-    @classmethod
-    def from_vars(cls, name: str, variables: Mapping[str, Any]) -> Settings:
-        """
-        :param variables: connection variables with templates already resolved.
-        :raises BadInput: for a value that cannot be used, naming host and variable.
-        """
-        connection = str(variables.get("ansible_connection", "ssh"))
-        if connection not in ("ssh", "local", "smart", "paramiko_ssh"):
-            raise BadInput(f"host {name}: ansible_connection is {connection!r}; supported are ssh and local")
-        port = variables.get("ansible_port")
-        if port is not None and not (str(port).isdigit() and 0 < int(port) < 65536):
-            raise BadInput(f"host {name}: ansible_port is {port!r}, not a port number")
-        options, config = _ssh_arguments(name, str(variables.get("ansible_ssh_common_args", "")))
-        local = connection == "local"
-        key = variables.get("ansible_ssh_private_key_file")
-        password = variables.get("ansible_password")
-        user = variables.get("ansible_user")
-        return cls(
-            address=str(variables.get("ansible_host", name)),
-            local=local,
-            port=int(port) if port is not None else None,
-            user=str(user) if user is not None else None,
-            password=str(password) if password is not None else None,
-            python=str(
-                variables.get("ansible_python_interpreter") or (sys.executable if local else DEFAULT_PYTHON)
-            ),
-            key_file=os.path.expanduser(str(key)) if key else None,
-            ssh_options=options,
-            ssh_config=config,
-        )
-
-
-def _ssh_arguments(name: str, text: str) -> tuple[dict[str, str], str | None]:
-    """The supported part of ansible_ssh_common_args: -o of four options, and -F."""
-    supported = ("UserKnownHostsFile", "StrictHostKeyChecking", "ProxyJump", "ProxyCommand")
-    options: dict[str, str] = {}
-    config = None
-    try:
-        words = iter(shlex.split(text))
-    except ValueError as error:
-        raise BadInput(f"host {name}: ansible_ssh_common_args {text!r}: {error}") from None
-    for word in words:
-        flag, value = word[:2], word[2:] or next(words, "")
-        if flag == "-F" and value:
-            config = os.path.expanduser(value)
-            continue
-        key, _, setting = value.replace("=", " ", 1).partition(" ")
-        known = {option.lower(): option for option in supported}.get(key.lower())
-        if flag != "-o" or known is None or not setting:
-            raise BadInput(
-                f"host {name}: ansible_ssh_common_args has {word} {value!r}: supported are "
-                f"-F FILE and -o with {', '.join(supported)}"
-            )
-        options[known] = setting.strip()
-    return options, config
 
 
 # ---------------------------------------------------------------- the archive
@@ -164,7 +99,7 @@ class Stream(Protocol):
     def send(self, data: bytes, timeout: float) -> None: ...
     def receive(self, timeout: float) -> bytes: ...
     def last_words(self) -> tuple[int | None, str]: ...
-    def close(self) -> None: ...
+    def close(self, patience: float) -> None: ...
 
 
 class LocalStream:
@@ -217,11 +152,11 @@ class LocalStream:
             self._said += rest or b""
         return self._process.returncode, self._said.decode(errors="replace").strip()
 
-    def close(self) -> None:
+    def close(self, patience: float) -> None:
         self._watch.close()
         self._in.close()
         try:
-            self._process.wait(15)  # the agent ends its children first
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -268,7 +203,7 @@ class SshStream:
         self._read_stderr()
         return code, self._said.decode(errors="replace").strip()
 
-    def close(self) -> None:
+    def close(self, patience: float) -> None:
         self._channel.close()
         self._connection.close()
         gateway = self._connection.gateway
@@ -305,33 +240,29 @@ def _fabric_config(path: str | None) -> Any:
         return config
 
 
-def _connection(settings: Settings, connect_timeout: float) -> fabric.Connection:
+def _ssh_connection(how: Connection, connect_timeout: float) -> fabric.Connection:
     import fabric
 
     from tcpfleet import hostkeys
 
-    config = _fabric_config(settings.ssh_config)
-    options = settings.ssh_options
-    gateway: Any = options.get("ProxyCommand")
-    if "ProxyJump" in options:
-        for jump in options["ProxyJump"].split(","):
-            gateway = fabric.Connection(
-                jump.strip(), config=config, gateway=gateway, connect_timeout=connect_timeout
-            )
+    config = _fabric_config(how.ssh.config_file)
+    gateway: Any = _unless_none(how.ssh.proxy_command)
+    for jump in (_unless_none(how.ssh.proxy_jump) or "").split(",") if how.ssh.proxy_jump else ():
+        gateway = fabric.Connection(jump.strip(), config=config, gateway=gateway, connect_timeout=connect_timeout)
     arguments: dict[str, Any] = {
         "banner_timeout": connect_timeout,
         "auth_timeout": connect_timeout,
         "channel_timeout": connect_timeout,
     }
-    if settings.key_file:
-        arguments["key_filename"] = settings.key_file
+    if how.private_key_file:
+        arguments["key_filename"] = os.path.expanduser(how.private_key_file)
         arguments["look_for_keys"] = False
-    if settings.password is not None:
-        arguments["password"] = settings.password
+    if how.password is not None:
+        arguments["password"] = how.password
     connection = fabric.Connection(
-        settings.address,
-        user=settings.user,
-        port=settings.port,
+        how.address,
+        user=how.user,
+        port=how.port,
         config=config,
         gateway=gateway,
         connect_timeout=connect_timeout,
@@ -339,29 +270,32 @@ def _connection(settings: Settings, connect_timeout: float) -> fabric.Connection
     )
     hop: Any = connection
     while hop is not None and not isinstance(hop, str):
-        checking = options.get("StrictHostKeyChecking", hop.ssh_config.get("stricthostkeychecking", "accept-new"))
-        if checking.lower() not in hostkeys.POLICIES:
-            raise BadInput(
-                f"host {hop.host}: StrictHostKeyChecking={checking}; known are {', '.join(hostkeys.POLICIES)}"
-            )
-        files = (
-            options.get("UserKnownHostsFile") or hop.ssh_config.get("userknownhostsfile") or "~/.ssh/known_hosts"
-        )
-        paths = [Path(part).expanduser() for part in shlex.split(files)]
+        asked = hop.ssh_config.get("stricthostkeychecking", "accept-new").lower()
+        policy = how.ssh.host_keys or HOST_KEY_POLICIES.get(asked)
+        if policy is None:
+            raise BadInput(f"ssh_config for {hop.host}: StrictHostKeyChecking {asked!r} is not known")
+        files = how.ssh.known_hosts or shlex.split(hop.ssh_config.get("userknownhostsfile", "~/.ssh/known_hosts"))
+        paths = [Path(part).expanduser() for part in files]
         paths += [Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2")]
-        hostkeys.trust(hop.client, hostkeys.POLICIES[checking.lower()], paths)
+        hostkeys.trust(hop.client, policy, paths)
         hop = hop.gateway
     return connection
 
 
-def _connect(name: str, settings: Settings, connect_timeout: float) -> fabric.Connection:
+def _unless_none(setting: str | None) -> str | None:
+    """OpenSSH's word for "no proxy, whatever ssh_config says" is none."""
+    return None if setting is None or setting.lower() == "none" else setting
+
+
+def _connect(how: Connection, connect_timeout: float) -> fabric.Connection:
     """An open connection; every way in which that can fail becomes one sentence of Unreachable."""
     import paramiko
     from paramiko.ssh_exception import NoValidConnectionsError
 
-    where = f"{settings.address}:{settings.port or 22}"
+    name = how.name
+    where = f"{how.address}:{how.port or 22}"
     for attempt in range(1, CONNECT_TRIES + 1):
-        connection = _connection(settings, connect_timeout)
+        connection = _ssh_connection(how, connect_timeout)
         try:
             connection.open()
             return connection
@@ -373,14 +307,14 @@ def _connect(name: str, settings: Settings, connect_timeout: float) -> fabric.Co
                 "from known_hosts"
             ) from None
         except paramiko.PasswordRequiredException:
-            reason = f"the private key {settings.key_file or ''} is encrypted; load it into ssh-agent"
+            reason = f"the private key {how.private_key_file or ''} is encrypted; load it into ssh-agent"
         except paramiko.AuthenticationException as error:
-            user = settings.user or getpass.getuser()
+            user = how.user or getpass.getuser()
             reason = f"{where} refused the login of user {user}: {' '.join(str(error).split())}"
         except NoValidConnectionsError as error:
             reason = f"no connection to {where}: {_os_reason(next(iter(error.errors.values())))}"
         except socket.gaierror as error:
-            reason = f"the name {settings.address} does not resolve: {error.strerror}"
+            reason = f"the name {how.address} does not resolve: {error.strerror}"
         except TimeoutError:
             reason = f"no answer from {where} in {connect_timeout:g} s"
         except FileNotFoundError as error:
@@ -414,7 +348,7 @@ class Session:
     """An open agent on one host. One thread at a time calls; `beat` may come from another.
 
     :ivar host: the inventory's host.
-    :ivar hello: what the agent said of itself: pid, uid, python, boot_id, uncached (why its archive could
+    :ivar hello: what the agent said of itself: pid, uid, python, executable, boot_id, uncached (why its archive could
         not be kept there, or None).
     """
 
@@ -423,6 +357,7 @@ class Session:
         self._stream, self._decoder = stream, decoder
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
+        self._calling = threading.Lock()  # a stop after Ctrl-C waits here for the call it interrupts
         self.idle_timeout = IDLE_TIMEOUT
         self.gone: str | None = None
 
@@ -443,45 +378,46 @@ class Session:
         :returns: the operation's result; a failed one has ``failed: True`` and ``msg``.
         :raises Unreachable: the host is gone, silent, or speaks nonsense.
         """
-        number = next(self._numbers)
-        message: dict[str, Any] = {
-            "type": "run",
-            "id": number,
-            "op": op,
-            "args": args,
-            "check": check,
-            "diff": diff,
-        }
-        if become is not None:
-            message["become"] = {"user": become.user, "exe": become.exe, "password": become.password}
-        self._send(wire.pack(message))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        heard = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if deadline is not None and now > deadline:
-                raise self._lost(f"{op} took longer than {timeout:g} s")
-            if now - heard > self.idle_timeout:
-                raise self._lost(f"no sign of life for {self.idle_timeout:g} s")
-            try:
-                data = self._stream.receive(0.5)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                raise self._lost(_os_reason(error)) from None
-            if not data:
-                _code, said = self._stream.last_words()
-                raise self._lost(f"the agent ended during {op}" + (f": {said}" if said else ""))
+        with self._calling:
+            number = next(self._numbers)
+            message: dict[str, Any] = {
+                "type": "run",
+                "id": number,
+                "op": op,
+                "args": args,
+                "check": check,
+                "diff": diff,
+            }
+            if become is not None:
+                message["become"] = {"user": become.user, "exe": become.exe, "password": become.password}
+            self._send(wire.pack(message))
+            deadline = None if timeout is None else time.monotonic() + timeout
             heard = time.monotonic()
-            for answer in self._decode(data):
-                if answer.get("type") == "progress" and answer.get("id") == number:
-                    if on_progress is not None:
-                        on_progress(answer.get("data") or {})
-                elif answer.get("type") == "result" and answer.get("id") == number:
-                    result = answer.get("result")
-                    if not isinstance(result, dict):
-                        raise self._lost("the agent's result is not an object")
-                    return result
+            while True:
+                now = time.monotonic()
+                if deadline is not None and now > deadline:
+                    raise self._lost(f"{op} took longer than {timeout:g} s")
+                if now - heard > self.idle_timeout:
+                    raise self._lost(f"no sign of life for {self.idle_timeout:g} s")
+                try:
+                    data = self._stream.receive(0.5)
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    raise self._lost(_os_reason(error)) from None
+                if not data:
+                    _code, said = self._stream.last_words()
+                    raise self._lost(f"the agent ended during {op}" + (f": {said}" if said else ""))
+                heard = time.monotonic()
+                for answer in self._decode(data):
+                    if answer.get("type") == "progress" and answer.get("id") == number:
+                        if on_progress is not None:
+                            on_progress(answer.get("data") or {})
+                    elif answer.get("type") == "result" and answer.get("id") == number:
+                        result = answer.get("result")
+                        if not isinstance(result, dict):
+                            raise self._lost("the agent's result is not an object")
+                        return result
 
     def _decode(self, data: bytes) -> list[dict[str, Any]]:
         try:
@@ -517,48 +453,43 @@ class Session:
             with contextlib.suppress(Unreachable):
                 self._send(wire.pack({"type": "bye"}))
         with contextlib.suppress(OSError, EOFError):
-            self._stream.close()
+            self._stream.close(15.0)  # an agent ends its children first
 
 
-def open_session(
-    host: Host,
-    variables: Mapping[str, Any],
-    *,
-    connect_timeout: float = CONNECT_TIMEOUT,
-) -> Session:
+def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNECT_TIMEOUT) -> Session:
     """Connect to a host and start its agent.
 
-    :param variables: the host's connection variables, templates resolved (`inventory.connection_vars`).
+    :param how: `Inventory.connection(host)`.
     :param connect_timeout: seconds for the connection, and again for the agent's first word.
     :raises Unreachable: one sentence on why: no route, refused, login, host key, no python3 ...
-    :raises BadInput: a connection variable that cannot be used.
     """
-    settings = Settings.from_vars(host.name, variables)
+    local = how.kind == "local"
+    python = how.python or (sys.executable if local else DEFAULT_PYTHON)
     data, digest = archive()
     token = secrets.token_hex(12)
-    argv = [settings.python, "-I", "-S", "-c", _stub_code(), token, digest, str(len(data))]
+    argv = [python, "-I", "-S", "-c", _stub_code(), token, digest, str(len(data))]
     stream: Stream
-    if settings.local:
+    if local:
         try:
             stream = LocalStream(argv)
         except OSError as error:
-            raise Unreachable(f"{host.name}: cannot start {settings.python}: {error.strerror}") from None
+            raise Unreachable(f"{host.name}: cannot start {python}: {error.strerror}") from None
     else:
-        connection = _connect(host.name, settings, connect_timeout)
+        connection = _connect(how, connect_timeout)
         try:
             stream = SshStream(connection, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
             connection.close()
             raise Unreachable(f"{host.name}: no session: {_os_reason(error)}") from None
     try:
-        return _greet(host, settings, stream, token.encode(), data, connect_timeout)
+        return _greet(host, python, stream, token.encode(), data, connect_timeout)
     except BaseException:
         with contextlib.suppress(OSError, EOFError):
-            stream.close()
+            stream.close(0.5)
         raise
 
 
-def _greet(host: Host, settings: Settings, stream: Stream, token: bytes, data: bytes, timeout: float) -> Session:
+def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, timeout: float) -> Session:
     """Get past a login shell's noise to the agent's hello, sending the archive when it is wanted."""
     deadline = time.monotonic() + timeout
     heard = b""
@@ -568,11 +499,11 @@ def _greet(host: Host, settings: Settings, stream: Stream, token: bytes, data: b
         try:
             part = stream.receive(max(0.01, deadline - time.monotonic()))
         except TimeoutError:
-            raise Unreachable(f"{host.name}: {settings.python} did not start in {timeout:g} s") from None
+            raise Unreachable(f"{host.name}: {python} did not start in {timeout:g} s") from None
         except OSError as error:
             raise Unreachable(f"{host.name}: connection lost: {_os_reason(error)}") from None
         if not part:
-            raise Unreachable(f"{host.name}: {_why_no_agent(settings.python, *stream.last_words())}")
+            raise Unreachable(f"{host.name}: {_why_no_agent(python, *stream.last_words())}")
         return part
 
     def word_after_token() -> tuple[str, bytes]:
@@ -592,7 +523,7 @@ def _greet(host: Host, settings: Settings, stream: Stream, token: bytes, data: b
         deadline = time.monotonic() + max(timeout, 60.0)
     elif word.startswith("old"):
         raise Unreachable(
-            f"{host.name}: {settings.python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; "
+            f"{host.name}: {python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; "
             "set ansible_python_interpreter"
         )
     elif word != "have":

@@ -16,7 +16,23 @@ To add one: one file here, one row below, one file of cases under tests/unit/ope
 """
 
 # name on the wire -> module in this package
-TABLE = {}
+TABLE = {
+    "stress": "stress",
+    "command": "command",
+    "copy": "copy",
+    "file": "file",
+    "pam_limits": "pam_limits",
+    "observe": "observe",
+    "ping": "ping",
+    "setup": "setup",
+    "shell": "shell",
+    "slurp": "slurp",
+    "stat": "stat",
+    "sysctl": "sysctl",
+    "sysctl_read": "sysctl_read",
+    "systemd": "systemd",
+    "wait_for": "wait_for",
+}
 
 
 class OperationError(Exception):

@@ -1,0 +1,246 @@
+"""Stress clients on this host: start them as daemons, follow them, release their barriers, fetch results.
+
+Every client of a run has a folder ``STATE/runs/RUN_ID/client-INDEX`` that the client itself fills
+(stress_client.py --detach): pid, log, status.json while it runs, result.json at its end. Because all that
+counts is in these files, a run goes on when the controller's connection drops, and any later agent can
+pick it up.
+
+``args["action"]`` is one of ACTIONS; all but `list` take ``run_id``.
+"""
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import daemon
+from operations import OperationError
+
+START_TIMEOUT = 60.0  # seconds for one client to plan, fork its workers and say that it is ready
+FINAL = ("done", "failed")
+
+
+def run(args, context):
+    """Dispatch on ``action``; the result's keys are told by each function below."""
+    action = args.get("action")
+    if action not in ACTIONS:
+        raise OperationError("stress: unknown action {!r}".format(action))
+    if action == "list":
+        return list_runs(args, context)
+    run_id = args.get("run_id")
+    if not isinstance(run_id, str) or not re.match(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z", run_id):
+        raise OperationError("stress: {!r} is not a run id".format(run_id))
+    return ACTIONS[action](os.path.join(state_directory(), "runs", run_id), args, context)
+
+
+def state_directory():
+    """Where this user's runs live: only its user can enter it."""
+    if os.geteuid() == 0:
+        return "/var/lib/tcpfleet"
+    return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".local", "state", "tcpfleet")
+
+
+def start(folder, args, context):
+    """Start ``clients``: [{"index", "arguments"}]; returns ``clients``: [{"index", "code", "message"}].
+
+    Code 0: it waits at its barrier. 5: its plan was refused. Nothing has connected yet in either case.
+    """
+    try:
+        os.makedirs(folder, 0o700)
+    except OSError as error:
+        raise OperationError("cannot create {}: {}".format(folder, error.strerror))
+    programs = _install_programs(context.sources)
+    answers = []
+
+    def one(client):
+        place = os.path.join(folder, "client-{:d}".format(client["index"]))
+        argv = [sys.executable, "-E", "-s", "-S", os.path.join(programs, "stress_client.py")]
+        argv += [str(part) for part in client["arguments"]] + ["--detach", place, "--barrier"]
+        try:
+            done = context.run_command(argv, timeout=START_TIMEOUT)
+            text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+            code = 2 if done.timed_out else done.returncode
+        except OSError as error:
+            code, text = 2, "cannot start {}: {}".format(argv[0], error.strerror)
+        answers.append({"index": client["index"], "code": code, "message": text})
+
+    threads = [threading.Thread(target=one, args=(client,)) for client in args["clients"]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {
+        "changed": True,
+        "msg": "started {} clients".format(sum(answer["code"] == 0 for answer in answers)),
+        "clients": sorted(answers, key=lambda answer: answer["index"]),
+    }
+
+
+def poll(folder, args, context):
+    """Each client's status.json as ``clients``: [{"index", "alive", ...status}]; waits ``wait`` seconds first."""
+    time.sleep(min(float(args.get("wait", 0)), 5.0))
+    return {"changed": False, "msg": "", "clients": [_status(folder, name) for name in _clients(folder)]}
+
+
+def release(folder, args, context):
+    """Open the barrier ``barrier`` (go or hold) for every client of the run here."""
+    name = args.get("barrier")
+    if name not in ("go", "hold"):
+        raise OperationError("stress: unknown barrier {!r}".format(name))
+    for client in _clients(folder):
+        with open(os.path.join(folder, client, name), "w"):
+            pass
+    return {"changed": True, "msg": "released {}".format(name)}
+
+
+def result(folder, args, context):
+    """``clients``: [{"index", "result": the client's result.json or None, "message"}]."""
+    found = []
+    for client in _clients(folder):
+        path = os.path.join(folder, client, "result.json")
+        entry = {"index": _index(client), "result": None, "message": ""}
+        try:
+            with open(path) as source:
+                entry["result"] = json.load(source)
+        except (OSError, ValueError) as error:
+            entry["message"] = "no result: {}; its log says: {}".format(error, _log_tail(folder, client))
+        found.append(entry)
+    return {"changed": False, "msg": "", "clients": found}
+
+
+def stop(folder, args, context):
+    """SIGTERM to every client (graceful: each writes what it reached), SIGKILL to the rest after ``timeout`` s."""
+    pids = {client: daemon.PidFile.read(os.path.join(folder, client, "pid")) for client in _clients(folder)}
+    alive = {client: pid for client, pid in pids.items() if pid}
+    for pid in alive.values():
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + float(args.get("timeout", 10))
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+        alive = {client: pid for client, pid in alive.items() if _alive(folder, client)}
+    for pid in alive.values():
+        _signal(pid, signal.SIGKILL)
+    stopped = sum(1 for pid in pids.values() if pid)
+    return {
+        "changed": bool(stopped),
+        "msg": "stopped {} clients, {} of them by force".format(stopped, len(alive)) if stopped else "none was running",
+        "stopped": stopped,
+        "killed": len(alive),
+    }
+
+
+def remove(folder, args, context):
+    """Delete the run's folder; refuses while a client of it runs."""
+    running = [client for client in _clients(folder) if _alive(folder, client)]
+    if running:
+        raise OperationError("{} of this run still run here".format(", ".join(running)))
+    existed = os.path.isdir(folder)
+    if existed:
+        shutil.rmtree(folder)
+    _remove_empty(os.path.dirname(folder))
+    return {"changed": existed, "msg": "removed {}".format(folder) if existed else "nothing there"}
+
+
+def list_runs(args, context):
+    """``runs``: {run id: [status of each client]} of all runs that this host still holds."""
+    top = os.path.join(state_directory(), "runs")
+    names = sorted(os.listdir(top)) if os.path.isdir(top) else []
+    runs = {name: [_status(os.path.join(top, name), client) for client in _clients(os.path.join(top, name))]
+            for name in names}
+    return {"changed": False, "msg": "{} runs".format(len(runs)), "runs": runs}
+
+
+ACTIONS = {
+    "start": start,
+    "poll": poll,
+    "release": release,
+    "result": result,
+    "stop": stop,
+    "remove": remove,
+    "list": list_runs,
+}
+
+
+# -- small things ----------------------------------------------------------------------------------------
+
+
+def _install_programs(sources):
+    """Write the client's program files below the state folder, once per content; returns their folder."""
+    import hashlib
+
+    names = sorted(name for name in sources if "/" not in name and name not in ("stub", "agent"))
+    digest = hashlib.sha256("\0".join(name + "\0" + sources[name] for name in names).encode("utf-8")).hexdigest()[:16]
+    top = os.path.join(state_directory(), "programs")
+    place = os.path.join(top, digest)
+    if os.path.isdir(place):
+        return place
+    draft = "{}.new-{}".format(place, os.getpid())
+    try:
+        os.makedirs(draft, 0o700)
+        for name in names:
+            with open(os.path.join(draft, name + ".py"), "w", encoding="utf-8") as target:
+                target.write(sources[name])
+        os.rename(draft, place)
+        for old in os.listdir(top):
+            if old != digest:
+                shutil.rmtree(os.path.join(top, old), ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OperationError("cannot install the stress client in {}: {}".format(place, error.strerror))
+    return place
+
+
+def _remove_empty(directory):
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
+
+
+def _clients(folder):
+    if not os.path.isdir(folder):
+        return []
+    return sorted((name for name in os.listdir(folder) if re.match(r"\Aclient-\d+\Z", name)), key=_index)
+
+
+def _index(client):
+    return int(client.partition("-")[2])
+
+
+def _alive(folder, client):
+    return daemon.PidFile.read(os.path.join(folder, client, "pid")) is not None
+
+
+def _status(folder, client):
+    entry = {"index": _index(client), "state": "failed", "message": "", "alive": _alive(folder, client)}
+    try:
+        with open(os.path.join(folder, client, "status.json")) as source:
+            entry.update(json.load(source))
+    except (OSError, ValueError) as error:
+        entry["message"] = "no status: {}".format(error)
+    if not entry["alive"] and entry["state"] not in FINAL:
+        # Its last status is from before it died; without a result its share counts as failed.
+        entry["state"] = "done" if os.path.exists(os.path.join(folder, client, "result.json")) else "failed"
+        if entry["state"] == "failed":
+            entry["message"] = "the client's process is gone; its log says: " + _log_tail(folder, client)
+    return entry
+
+
+def _log_tail(folder, client):
+    try:
+        with open(os.path.join(folder, client, "log"), errors="replace") as source:
+            return " | ".join(source.read()[-2000:].splitlines()[-3:]) or "(nothing)"
+    except OSError as error:
+        return "({})".format(error.strerror)
+
+
+def _signal(pid, number):
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass

@@ -1,0 +1,218 @@
+"""tcpfleet: how many TCP connections can a server hold, what stops it, and what to tune.
+
+    inv tune --hosts lab                        # sysctl and nofile limits, verified
+    inv deploy-server                           # the pure-Python epoll server, as a daemon
+    inv stress --clients 4 --per-client 50000   # 200,000 connections from four client hosts
+    inv collect-report                          # one report that names the wall
+
+Each task leads to one module of the package tcpfleet/. Exit codes: 0 fine, 1 bad use, 2 a host failed, 3 the verdict
+is fail, 4 a host was unreachable, 5 the plan was refused, 130 interrupted.
+"""
+
+from invoke import Collection
+
+from tcpfleet.cli import LOCAL, Answer, Options, task
+
+# Modules are imported inside the tasks: `inv --list` must not wait for Fabric, Jinja and the rest.
+
+
+@task(common=LOCAL)
+def lab_up(options: Options) -> Answer:
+    """Boot the hosts of group `lab` on this machine: real systemd and sshd on 10.77.0.0/24."""
+    from tcpfleet import lab_tasks
+
+    return lab_tasks.up(options)
+
+
+@task(common=LOCAL, help={"any": "also take down a lab that belongs to another checkout"})
+def lab_down(options: Options, any: bool = False) -> Answer:
+    """Take the lab down and leave nothing: no process, mount, bridge or file."""
+    from tcpfleet import lab_tasks
+
+    return lab_tasks.down(options, anyones=any)
+
+
+@task(common=LOCAL)
+def lab_status(options: Options) -> Answer:
+    """Say whose lab runs on this machine and what each host is doing."""
+    from tcpfleet import lab_tasks
+
+    return lab_tasks.status(options)
+
+
+@task(help={"vars": "show group and host variables"})
+def inventory(options: Options, vars: bool = False) -> Answer:
+    """Print the inventory as a graph: groups, hosts and, with --vars, variables."""
+    from tcpfleet import hosts
+
+    return hosts.show(options, with_vars=vars)
+
+
+@task()
+def ping(options: Options) -> Answer:
+    """Connect to every host and start an agent there; say who answers."""
+    from tcpfleet import hosts
+
+    return hosts.ping(options)
+
+
+@task()
+def facts(options: Options) -> Answer:
+    """Show what the hosts are: Ansible's facts, and the limits that matter to connections."""
+    from tcpfleet import hosts
+
+    return hosts.facts(options)
+
+
+@task(
+    positional=["playbook"],
+    help={"playbook": "file", "extra_vars": "key=value pairs, JSON, or @file; may be given several times"},
+    iterable=["extra_vars"],
+)
+def play(options: Options, playbook: str, extra_vars: list[str]) -> Answer:
+    """Run a playbook in (a subset of) Ansible's format on the hosts it names."""
+    from tcpfleet import plays
+
+    return plays.play(options, playbook, extra_vars)
+
+
+@task(help={"profile": "values to apply: a file of playbooks/profiles/ (default: article)"})
+def tune(options: Options, profile: str = "article") -> Answer:
+    """Apply sysctls and nofile limits to --hosts; each value is read back, each key gets a status."""
+    from tcpfleet import plays
+
+    return plays.tune(options, profile)
+
+
+@task(
+    help={
+        "port": "port to listen on (1883)",
+        "bind": "address to listen on (0.0.0.0)",
+        "max_connections": "connections it must be able to hold (262144)",
+        "workers": "processes (auto: as CPUs and nofile demand)",
+    }
+)
+def deploy_server(
+    options: Options, port: str = "", bind: str = "", max_connections: str = "", workers: str = ""
+) -> Answer:
+    """Start the echo server as a daemon on group `server`; unchanged when it already runs as asked."""
+    from tcpfleet import plays
+
+    return plays.deploy_server(options, port, bind, max_connections, workers)
+
+
+@task()
+def server_status(options: Options) -> Answer:
+    """Show the servers: connections, capacity, workers; exit 2 when one is not running."""
+    from tcpfleet import deploy
+
+    return deploy.status_task(options)
+
+
+@task()
+def stop_server(options: Options) -> Answer:
+    """Stop the echo server, gracefully."""
+    from tcpfleet import plays
+
+    return plays.stop_server(options)
+
+
+@task(
+    help={
+        "clients": "stress clients, spread over the hosts (default: one per host)",
+        "per_client": "connections of each client; 50k is understood",
+        "target": "HOST[:PORT] to connect to (default: group `server`, port 1883)",
+        "allow_target": "the target may be outside the inventory",
+        "rate": "connects per second of each client (unlimited)",
+        "hold": "seconds to hold all connections after the ramp (10)",
+        "mode": "idle, heartbeat, flood ...: see stress_client.py --help",
+        "interval": "seconds between a connection's messages in mode heartbeat (10)",
+        "message": r"text with \r \n \xHH, {conn} and {seq}; default: the article's GET",
+        "expect": "echo (the same bytes) or any",
+        "source": "addresses to connect from, comma separated",
+        "ports": "source ports A-B (default: each host's ip_local_port_range)",
+        "workers": "processes per client",
+        "connect_timeout": "seconds (15)",
+        "reply_timeout": "seconds (15)",
+        "close": "rst or fin",
+    }
+)
+def stress(
+    options: Options,
+    clients: str = "",
+    per_client: str = "1000",
+    target: str = "",
+    allow_target: bool = False,
+    rate: str = "",
+    hold: str = "",
+    mode: str = "",
+    interval: str = "",
+    message: str = "",
+    expect: str = "",
+    source: str = "",
+    ports: str = "",
+    workers: str = "",
+    connect_timeout: str = "",
+    reply_timeout: str = "",
+    close: str = "",
+) -> Answer:
+    """Hold N x M verified connections to the target from group `clients`; writes reports/RUN_ID/run.json."""
+    from tcpfleet import stress_tasks
+
+    client = {"rate": rate, "hold": hold, "mode": mode, "interval": interval, "message": message, "expect": expect}
+    client |= {"source": source, "ports": ports, "workers": workers, "close": close}
+    client |= {"connect-timeout": connect_timeout, "reply-timeout": reply_timeout}
+    return stress_tasks.stress(options, clients, per_client, target, allow_target, client)
+
+
+@task()
+def stress_status(options: Options) -> Answer:
+    """Show what stress clients are doing on the hosts, whoever started them."""
+    from tcpfleet import stress_tasks
+
+    return stress_tasks.status(options)
+
+
+@task()
+def stop_stress(options: Options) -> Answer:
+    """Stop every stress client on the hosts; each writes what it reached."""
+    from tcpfleet import stress_tasks
+
+    return stress_tasks.stop(options)
+
+
+@task(help={"run": "run id (default: the newest run)", "port": "port to look at when there is no run (1883)"})
+def collect_report(options: Options, run: str = "", port: str = "") -> Answer:
+    """Gather all hosts' state into reports/RUN_ID/: report.html, report.md, report.json and raw files."""
+    from tcpfleet import collect
+
+    return collect.collect_report(options, run, port)
+
+
+@task(common=("inventory", "json"), help={"local": "use this machine without SSH even if the lab could be booted"})
+def demo(options: Options, local: bool = False) -> Answer:
+    """Run the whole story in under two minutes: lab, tune, deploy, stress, report."""
+    from tcpfleet import demo as story
+
+    return story.run(options, local=local)
+
+
+@task(common=(), help={"full": "also whole fault matrices, soaks and long fuzzing", "only": "pytest's -k"})
+def test(options: Options, full: bool = False, only: str = "") -> Answer:
+    """Run all tests: unit, integration on the lab, the report page in headless Chromium."""
+    from tcpfleet import develop
+
+    return develop.test(full=full, only=only)
+
+
+@task(common=())
+def lint(options: Options) -> Answer:
+    """Check style, types, and that payload/ needs no more than Python 3.6."""
+    from tcpfleet import develop
+
+    return develop.lint()
+
+
+namespace = Collection()
+for made in [one for one in list(globals().values()) if hasattr(one, "body")]:
+    namespace.add_task(made)

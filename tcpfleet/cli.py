@@ -1,0 +1,212 @@
+"""What every task shares: common options, output, signals and exit codes; `tasks.py` stays one screen per task.
+
+A task is a function ``(options, ...own options) -> Answer | None`` under ``@task(...)``. It prints what a person
+wants to read through `options.say`, and returns what a machine wants as `Answer.data`. This module turns that
+into an Invoke task: common flags, `--json` (exactly one object on stdout, everything else on stderr), clean-up
+on SIGINT, SIGTERM and SIGHUP, one sentence per known error, and the exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import invoke
+
+from tcpfleet.errors import EXIT_INTERRUPTED, BadInput, TcpfleetError
+
+if TYPE_CHECKING:
+    from tcpfleet.fleet import Fleet
+    from tcpfleet.inventory import Host, Inventory
+
+ROOT = Path(__file__).resolve().parent.parent
+
+COMMON: dict[str, tuple[Any, str]] = {
+    "hosts": ("", "Ansible pattern: all, group, host, a:b, a:&b, a:!b, globs"),
+    "inventory": ("", "inventory file or folder (default: inventory/ of this checkout)"),
+    "forks": ("20", "hosts at work at the same time"),
+    "check": (False, "change nothing, say what would be changed"),
+    "diff": (False, "show the difference in every file and value"),
+    "json": (False, "one JSON object on stdout, everything else on stderr"),
+    "ask_sudo_pass": (False, "ask for the sudo password once, before anything starts"),
+}
+FLEET = tuple(COMMON)
+LOCAL = ("inventory", "json")
+
+
+@dataclass
+class Answer:
+    """What a task hands back.
+
+    :ivar data: the object that `--json` prints.
+    :ivar code: the exit code; see `tcpfleet.errors`.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    code: int = 0
+
+
+class Options:
+    """The common options of one command, and what follows from them."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.hosts: str = str(values.get("hosts") or "")
+        self.inventory_path = Path(values["inventory"]) if values.get("inventory") else ROOT / "inventory"
+        self.forks = number("--forks", values.get("forks", "20"), 1, 1000)
+        self.check = bool(values.get("check"))
+        self.diff = bool(values.get("diff"))
+        self.json = bool(values.get("json"))
+        self.sudo_password: str | None = None
+        if values.get("ask_sudo_pass"):
+            import getpass
+
+            self.sudo_password = getpass.getpass("sudo password: ", stream=sys.stderr)
+
+    @property
+    def out(self) -> TextIO:
+        """Where text for people goes."""
+        return sys.stderr if self.json else sys.stdout
+
+    def say(self, line: str = "") -> None:
+        print(line, file=self.out, flush=True)
+
+    @functools.cached_property
+    def inventory(self) -> Inventory:
+        from tcpfleet.inventory import Inventory
+
+        inventory = Inventory.load(self.inventory_path)
+        for warning in inventory.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return inventory
+
+    def select(self, default: str | None = None) -> list[Host]:
+        """The hosts of `--hosts`, or of `default`.
+
+        :raises BadInput: there is no default and no `--hosts`, or the pattern matches nothing.
+        """
+        pattern = self.hosts or default
+        if not pattern:
+            raise BadInput(
+                "this task changes hosts and `all` holds this machine too: name them with --hosts PATTERN"
+            )
+        hosts = self.inventory.select(pattern)
+        if not hosts:
+            raise BadInput(f"the pattern {pattern!r} matches no host")
+        return hosts
+
+    def fleet(self, hosts: Sequence[Host]) -> Fleet:
+        from tcpfleet.fleet import Fleet
+
+        return Fleet(hosts, self.inventory.connection, forks=self.forks)
+
+
+def number(option: str, value: Any, least: float, most: float, *, whole: bool = True) -> Any:
+    """A number as people write it: 50000, 50k, 1.5M, 50_000.
+
+    :raises BadInput: naming the option, when it is not one or not within [least, most].
+
+    >>> number("--per-client", "50k", 1, 10**6)
+    50000
+    """
+    text = str(value).strip().replace("_", "")
+    factor = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6}.get(text[-1:], 1)
+    try:
+        amount = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        raise BadInput(f"{option}: {value!r} is not a number (write 50000, 50k or 1M)") from None
+    if whole and amount != int(amount):
+        raise BadInput(f"{option}: {value!r} is not a whole number")
+    if not least <= amount <= most:
+        raise BadInput(f"{option}: {value} is outside {least:g} to {most:g}")
+    return int(amount) if whole else amount
+
+
+def task(
+    *,
+    common: Sequence[str] = FLEET,
+    help: dict[str, str] | None = None,
+    positional: Sequence[str] = (),
+    iterable: Sequence[str] = (),
+) -> Callable[[Callable[..., Answer | None]], invoke.Task[Any]]:
+    """Make an Invoke task of a function ``(options, **own)``.
+
+    :param common: which of COMMON it takes.
+    :param help: option name -> text, for its own options.
+    :param positional: own options given without a flag.
+    :param iterable: own options that may be given several times.
+    """
+
+    def wrap(function: Callable[..., Answer | None]) -> invoke.Task[Any]:
+        @functools.wraps(function)
+        def body(context: invoke.Context, **values: Any) -> None:
+            shared = {name: values.pop(name) for name in common}
+            code = _run(function, context, shared, values)
+            if code:
+                raise SystemExit(code)
+
+        own = list(inspect.signature(function).parameters.values())[1:]
+        parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        parameters += own
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=COMMON[name][0])
+            for name in common
+        ]
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        texts = {name: COMMON[name][1] for name in common} | (help or {})
+        # Short flags would give -h to --hosts, and people expect help there.
+        made: invoke.Task[Any] = invoke.task(
+            body, positional=list(positional), iterable=list(iterable), help=texts, auto_shortflags=False
+        )
+        return made
+
+    return wrap
+
+
+def _run(
+    function: Callable[..., Answer | None], context: invoke.Context, shared: dict[str, Any], own: dict[str, Any]
+) -> int:
+    as_json = bool(shared.get("json"))
+    with _signals():
+        try:
+            if context.config.run.dry:
+                raise BadInput("inv --dry would still run tasks: use the task's own --check")
+            answer = function(Options(shared), **own) or Answer()
+        except TcpfleetError as error:
+            print(f"error: {error}", file=sys.stderr)
+            answer = Answer({"error": str(error)}, error.exit_code)
+        except KeyboardInterrupt:
+            print("interrupted; cleaned up", file=sys.stderr)
+            answer = Answer({"error": "interrupted"}, EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # `inv ... | head`: the reader has gone; do not let the interpreter complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    if as_json:
+        print(json.dumps(answer.data | {"exit_code": answer.code}))
+    return answer.code
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command the way Ctrl-C does: as KeyboardInterrupt, through every `finally`."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = tuple(one for one in handled if signal.getsignal(one) is not signal.SIG_IGN)  # nohup stays nohup
+    before = [signal.signal(one, interrupt) for one in handled]
+    try:
+        yield
+    finally:
+        for one, old in zip(handled, before, strict=True):
+            signal.signal(one, old)

@@ -1,0 +1,284 @@
+"""Many clients' results become one run: counts add up, histograms merge, timelines are laid over each other.
+
+Pure functions of plain data. In: each client's result object (payload/stress_result.py), and what is known of
+those that sent none. Out: the run record of run.json (schema tcpfleet.run/1). Two sums always hold:
+requested = verified + failed, and echoes sent = verified + mismatched + lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from payload.histogram import Histogram
+
+COUNTS = ("requested", "established", "verified", "failed")
+ECHOES = ("sent", "verified", "mismatched", "lost")
+MOST_POINTS = 2000  # timeline rows kept: a chart is about 1,000 pixels wide
+HISTOGRAMS = ("connect", "first", "service", "response")
+
+
+def run_record(
+    *,
+    run_id: str,
+    started: str,
+    target: Mapping[str, Any],
+    command: str,
+    version: str,
+    per_client: int,
+    shares: Sequence[Mapping[str, Any]],
+    results: Mapping[int, Mapping[str, Any]],
+    problems: Mapping[int, str],
+    lost: Mapping[str, str],
+    observations: Mapping[str, Mapping[str, Any]],
+    interrupted: bool,
+) -> dict[str, Any]:
+    """What run.json holds.
+
+    :param shares: [{"index", "host"}] for every client that was to run.
+    :param results: client index -> its result.
+    :param problems: client index -> why it left no result.
+    :param lost: host name -> why it is out of reach; the shares of its clients without a result count as failed.
+    :param observations: phase -> host -> outcome of observing it.
+    """
+    missing = [share for share in shares if share["index"] not in results]
+    hosts_of = {share["index"]: share["host"] for share in shares}
+    connections = {name: sum(result["connections"][name] for result in results.values()) for name in COUNTS}
+    connections["requested"] += per_client * len(missing)
+    connections["failed"] += per_client * len(missing)
+    timeline = merge_timelines([result["timeline"] for result in results.values()])
+    connections["peak"] = max([row["open"] for row in timeline], default=0)
+    echoes = {name: sum(result["echoes"][name] for result in results.values()) for name in ECHOES}
+    errors = merge_errors(
+        [row | {"host": hosts_of[index]} for index, result in results.items() for row in result["errors"]]
+        + [_missing_error(share, per_client, problems, lost, started) for share in missing]
+    )
+    ramp = max((result["seconds"]["ramp"] for result in results.values()), default=0.0)
+    passed = (
+        bool(results)
+        and not missing
+        and connections["verified"] == connections["requested"]
+        and connections["failed"] == echoes["mismatched"] == echoes["lost"] == 0
+    )
+    histograms = {
+        name: Histogram.merged(Histogram.from_dict(result["histograms"][name]) for result in results.values())
+        for name in HISTOGRAMS
+    }
+    return {
+        "schema": "tcpfleet.run/1",
+        "run_id": run_id,
+        "started": started,
+        "ended": max((result["ended"] for result in results.values()), default=started),
+        "version": version,
+        "command": command,
+        "interrupted": interrupted,
+        "verdict": "pass" if passed else "fail",
+        "target": dict(target),
+        "connections": connections,
+        "rate": {
+            "connects_per_second": round(connections["established"] / ramp, 1) if ramp else 0.0,
+            "echoes_per_second": round(sum(result["rate"]["echoes_per_second"] for result in results.values()), 1),
+        },
+        "echoes": echoes,
+        "seconds": {
+            "ramp": round(ramp, 3),
+            "hold": max((result["seconds"]["hold"] for result in results.values()), default=0.0),
+        },
+        "latency_ms": latencies(histograms),
+        "errors": errors,
+        "wall": wall(list(results.values()), errors, connections, lost),
+        "warnings": [
+            f"{hosts_of[index]}, client {index}: {text}"
+            for index, result in sorted(results.items())
+            for text in result["warnings"]
+        ],
+        "hosts": host_rows(shares, results, target, lost, observations),
+        "timeline": timeline,
+        "plan": {
+            "clients": len(shares),
+            "per_client": per_client,
+            "target": dict(target),
+            "shares": [
+                dict(share) | {"plan": results[share["index"]]["plan"] if share["index"] in results else None}
+                for share in shares
+            ],
+            "options": next((result["options"] for result in results.values()), {}),
+        },
+        "histograms": {name: histogram.to_dict() for name, histogram in histograms.items()},
+    }
+
+
+def latencies(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
+    """Percentiles in ms from merged histograms, never averaged.
+
+    Service and response are those of the steady phase; where nothing was sent in it, of the first echoes.
+    """
+    steady = histograms["service"].count > 0
+    return {
+        "connect": histograms["connect"].summary_ms(),
+        "service": histograms["service" if steady else "first"].summary_ms(),
+        "response": histograms["response" if steady else "first"].summary_ms(),
+        "first_echo": histograms["first"].summary_ms(),
+    }
+
+
+def merge_timelines(timelines: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Lay the clients' timelines over each other by seconds since the common start.
+
+    Between two samples of a client its last sample counts, and after its end its counters stay while its open
+    connections are gone.
+
+    :returns: rows {"t", "open", "established", "failed", "connects_per_second", "echoes_per_second"}.
+    """
+    timelines = [rows for rows in timelines if rows]
+    if not timelines:
+        return []
+    end = max(rows[-1]["t"] for rows in timelines)
+    step = max(_step(rows) for rows in timelines)
+    step = max(step, end / MOST_POINTS)
+    cursors = [0] * len(timelines)
+    merged: list[dict[str, Any]] = []
+    before = {"t": 0.0, "established": 0, "echoes": 0}
+    count = int(end / step) + 2
+    for tick in range(count):
+        at = min(tick * step, end)
+        row = {"t": round(at, 3), "open": 0, "established": 0, "failed": 0, "echoes": 0}
+        for number, rows in enumerate(timelines):
+            while cursors[number] + 1 < len(rows) and rows[cursors[number] + 1]["t"] <= at + 1e-9:
+                cursors[number] += 1
+            sample = rows[cursors[number]]
+            if sample["t"] > at + 1e-9:
+                continue  # this client had not taken its first sample yet
+            for name in ("open", "established", "failed", "echoes"):
+                row[name] += sample[name]
+        span = row["t"] - before["t"]
+        for name, counter in (("connects_per_second", "established"), ("echoes_per_second", "echoes")):
+            row[name] = round((row[counter] - before[counter]) / span, 1) if span > 0 else 0.0
+        merged.append(row)
+        before = row
+        if at >= end:
+            break
+    return merged
+
+
+def _step(rows: Sequence[Mapping[str, Any]]) -> float:
+    """A client's sampling interval: the median of its gaps, at least 0.1 s."""
+    gaps = sorted(later["t"] - earlier["t"] for earlier, later in itertools.pairwise(rows))
+    return max(0.1, round(float(gaps[len(gaps) // 2]), 1)) if gaps else 0.1
+
+
+def merge_errors(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add up rows of equal phase, errno and host; most frequent first; first, last and one sample are kept."""
+    merged: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        known = merged.setdefault((row["phase"], row["errno"], row["host"]), dict(row) | {"count": 0})
+        known["count"] += row["count"]
+        known["first"] = min(known["first"], row["first"])
+        known["last"] = max(known["last"], row["last"])
+    return sorted(merged.values(), key=lambda row: -int(row["count"]))
+
+
+def _missing_error(
+    share: Mapping[str, Any], count: int, problems: Mapping[int, str], lost: Mapping[str, str], started: str
+) -> dict[str, Any]:
+    sample = problems.get(share["index"]) or lost.get(share["host"]) or "the client left no result"
+    return {
+        "phase": "connect",
+        "errno": "UNREACHABLE" if share["host"] in lost else "CLIENT_DIED",
+        "count": count,
+        "host": share["host"],
+        "first": started,
+        "last": started,
+        "sample": sample,
+    }
+
+
+def wall(
+    results: Sequence[Mapping[str, Any]],
+    errors: Sequence[Mapping[str, Any]],
+    connections: Mapping[str, int],
+    lost: Mapping[str, str],
+) -> dict[str, str] | None:
+    """The wall that the clients' errors name; the one behind most failures when there are several."""
+    if not errors:
+        return None
+    if errors[0]["errno"] in ("UNREACHABLE", "CLIENT_DIED"):
+        row = errors[0]
+        return {
+            "name": "a client host was lost" if row["host"] in lost else "a stress client died",
+            "evidence": f"{row['count']:,} of {connections['requested']:,} connections were {row['host']}'s: "
+            f"{row['sample']}",
+            "fix": f"see why {row['host']} went away (power, network, out of memory), then run again",
+        }
+    named: dict[str, tuple[int, dict[str, str]]] = {}
+    for result in results:
+        if result["wall"]:
+            count, first = named.get(result["wall"]["name"], (0, dict(result["wall"])))
+            named[result["wall"]["name"]] = (count + result["connections"]["failed"], first)
+    if not named:
+        return None
+    return max(named.values(), key=lambda entry: entry[0])[1]
+
+
+def host_rows(
+    shares: Sequence[Mapping[str, Any]],
+    results: Mapping[int, Mapping[str, Any]],
+    target: Mapping[str, Any],
+    lost: Mapping[str, str],
+    observations: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row per host of the run: its roles, clients, workers and whether it was lost."""
+    rows: dict[str, dict[str, Any]] = {}
+    for share in shares:
+        row = rows.setdefault(
+            share["host"], {"name": share["host"], "roles": ["client"], "clients": [], "workers": []}
+        )
+        row["clients"].append(share["index"])
+        for host in results.get(share["index"], {}).get("hosts", []):
+            row["workers"] += [{"client": share["index"]} | worker for worker in host["workers"]]
+    if target.get("host"):
+        row = rows.setdefault(
+            str(target["host"]), {"name": target["host"], "roles": [], "clients": [], "workers": []}
+        )
+        row["roles"].insert(0, "server")
+    for name, row in rows.items():
+        row["lost"] = lost.get(name)
+        seen = next(
+            (
+                phase[name]["observation"]
+                for phase in observations.values()
+                if phase.get(name, {}).get("status") == "ok"
+            ),
+            {},
+        )
+        row["machine"] = seen.get("machine") or seen.get("boot_id")
+        row["kernel"] = seen.get("kernel")
+    return list(rows.values())
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The run in a few lines for the console."""
+    counts, echoes, latency = record["connections"], record["echoes"], record["latency_ms"]
+    lines = [
+        f"verdict: {record['verdict']}" + (" (interrupted)" if record["interrupted"] else ""),
+        f"connections: {counts['requested']:,} requested, {counts['established']:,} established, "
+        f"{counts['verified']:,} verified, {counts['failed']:,} failed, peak {counts['peak']:,}",
+        f"rate: {record['rate']['connects_per_second']:,.0f} connects/s over {record['seconds']['ramp']:.1f} s of ramp; "
+        f"{record['rate']['echoes_per_second']:,.0f} echoes/s",
+        f"echoes: {echoes['sent']:,} sent, {echoes['verified']:,} verified byte for byte, "
+        f"{echoes['mismatched']:,} mismatched, {echoes['lost']:,} lost",
+    ]
+    for name in ("connect", "service", "response"):
+        row = latency[name]
+        if row.get("count"):
+            lines.append(
+                f"latency {name}: p50 {row['p50']:.2f} ms, p99 {row['p99']:.2f} ms, max {row['max']:.2f} ms"
+            )
+    for row in record["errors"][:5]:
+        lines.append(f"error: {row['host']}: {row['count']:,} x {row['errno']} in {row['phase']}: {row['sample']}")
+    lines += [f"warning: {text}" for text in record["warnings"][:5]]
+    if record["wall"]:
+        lines.append(f"wall: {record['wall']['name']}: {record['wall']['evidence']}")
+        lines.append(f"fix: {record['wall']['fix']}")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""The folder `reports/`: one sub-folder per run, `latest` a symlink to the newest.
+
+In: a run's parts as they come. Out: reports/RUN_ID/run.json and what lies beside it. The newest run is the one
+that was created last; a folder appears whole or not at all in `latest`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from tcpfleet.cli import ROOT
+from tcpfleet.errors import BadInput
+
+REPORTS = ROOT / "reports"
+_RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
+
+
+def new_run_id() -> str:
+    """A sortable name, UTC: 20260131-235959-a1b2."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def create(run_id: str) -> Path:
+    """Make the run's folder and point `latest` at it."""
+    folder = REPORTS / run_id
+    folder.mkdir(parents=True)
+    link = REPORTS / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(run_id)
+    link.replace(REPORTS / "latest")
+    return folder
+
+
+def find(run_id: str | None) -> Path | None:
+    """The folder of a run, or of the newest one; None when there is no run at all.
+
+    :raises BadInput: a run id that does not exist.
+    """
+    if run_id and run_id != "latest":
+        folder = REPORTS / run_id
+        if not _RUN_ID.fullmatch(run_id) or not folder.is_dir():
+            raise BadInput(f"there is no run {run_id!r} in {REPORTS}")
+        return folder
+    latest = REPORTS / "latest"
+    return latest.resolve() if latest.is_dir() else None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a JSON file whole: a reader sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file of ours.
+
+    :raises BadInput: it is missing or damaged, naming the file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} is damaged: not a JSON object")
+    return data
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run's run.json.
+
+    :raises BadInput: it is missing, damaged, or of another schema, naming the file.
+    """
+    data = read_json(folder / "run.json")
+    if data.get("schema") != "tcpfleet.run/1":
+        raise BadInput(f"{folder / 'run.json'} is not a run of schema tcpfleet.run/1")
+    return data

@@ -1,0 +1,455 @@
+"""`inv stress`: fan stress clients out over hosts, watch them, and bring their results together.
+
+In: a Request (how many clients, against what, with which client options) and the hosts. Out: the run's folder
+with run.json (tcpfleet.merge) and an observation of every host before the load, at its peak and after it.
+
+The life of a run: observe and start the clients (each plans its own ports and limits, and waits at a barrier;
+one refusal stops all before a single connect) -> release `go` -> follow until every client has ramped ->
+release `hold` and observe the peak while they hold -> follow to the end -> observe, fetch, merge. The clients
+are daemons that keep their state in files, so a lost SSH connection costs nothing but a reconnect.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tcpfleet import __version__, deploy, merge, report, runs
+from tcpfleet.errors import (
+    BadInput,
+    HostFailed,
+    Refused,
+    Unreachable,
+)
+from tcpfleet.fleet import Fleet, Outcome
+from tcpfleet.progress import Progress
+
+if TYPE_CHECKING:
+    from tcpfleet.inventory import Host, Inventory
+    from tcpfleet.link import Session
+
+DEFAULT_PORT = 1883
+POLL = 0.5  # seconds between looks at the clients' status files
+PATIENCE = 20.0  # seconds to win a lost host back before the others go on without it
+FINAL = ("done", "failed")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is connected to.
+
+    :ivar host: the inventory's host, or None for an address outside it.
+    :ivar address: as the clients connect to it.
+    """
+
+    host: Host | None
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One `inv stress`.
+
+    :ivar client_options: options of stress_client.py, passed through under the same names.
+    :ivar command: the command line that repeats it.
+    """
+
+    clients: int
+    per_client: int
+    target: Target
+    client_options: tuple[tuple[str, str], ...]
+    command: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """One stress client: its number in the run, its host, and which of that host's clients it is."""
+
+    index: int
+    host: Host
+    position: int
+    of: int
+
+
+def spread(clients: int, hosts: Sequence[Host]) -> list[Share]:
+    """Deal N clients over the hosts, in turn, so that no host has two more than another."""
+    used = [hosts[index % len(hosts)] for index in range(clients)]
+    counts = {host.name: sum(1 for other in used if other.name == host.name) for host in hosts}
+    seen: dict[str, int] = {}
+    shares = []
+    for index, host in enumerate(used):
+        position = seen.get(host.name, 0)
+        seen[host.name] = position + 1
+        shares.append(Share(index, host, position, counts[host.name]))
+    return shares
+
+
+def resolve_target(inventory: Inventory, text: str, clients: Sequence[Host], *, allow_outside: bool) -> Target:
+    """Turn --target into an address.
+
+    :param text: HOST[:PORT]; empty for the group `server`, or for this machine when all clients run on it.
+    :raises BadInput: an unknown host without --allow-target, no server, or several.
+    """
+    if not text:
+        connections = [inventory.connection(host) for host in clients]
+        if all(how.kind == "local" for how in connections):
+            return Target(clients[0], "127.0.0.1", DEFAULT_PORT)
+        servers = inventory.select("server")
+        if len(servers) != 1:
+            names = ", ".join(host.name for host in servers)
+            raise BadInput(f"group `server` has several hosts ({names}): say which with --target HOST[:PORT]")
+        return Target(servers[0], _address(inventory, servers[0]), DEFAULT_PORT)
+    name, port = _host_and_port(text)
+    if name in inventory.hosts:
+        host = inventory.hosts[name]
+        return Target(host, _address(inventory, host), port)
+    for host in inventory.hosts.values():
+        if _address(inventory, host) == name:
+            return Target(host, name, port)
+    if not allow_outside:
+        raise BadInput(
+            f"--target {name} is not in the inventory: a load test of a host that is not yours is an attack. "
+            "Add it to the inventory, or say --allow-target"
+        )
+    return Target(None, name, port)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, port = text, str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise BadInput(f"--target {text!r} is not HOST or HOST:PORT")
+    return host, int(port)
+
+
+def _address(inventory: Inventory, host: Host) -> str:
+    how = inventory.connection(host)
+    return "127.0.0.1" if how.kind == "local" and how.address == host.name else how.address
+
+
+# ---------------------------------------------------------------- one run
+
+
+class Run:
+    """One run in progress; `execute` is its life from top to bottom."""
+
+    def __init__(self, request: Request, shares: Sequence[Share], run_id: str) -> None:
+        self.request, self.shares, self.run_id = request, shares, run_id
+        self.client_hosts = list({share.host.name: share.host for share in shares}.values())
+        target = request.target.host
+        names = {host.name for host in self.client_hosts}
+        self.all_hosts = self.client_hosts + ([target] if target and target.name not in names else [])
+        self.folder: Path | None = None
+        self.started = ""
+        self.cancelled = threading.Event()
+        self.interrupted = False
+        self.lost: dict[str, str] = {}
+        self.observed: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, Outcome[None]] = {}
+
+    def execute(self, fleet: Fleet) -> dict[str, Any]:
+        """Run it all; returns what run.json holds. Nothing of it is left running, whatever happens."""
+        progress = Progress(self.request.clients * self.request.per_client)
+        try:
+            self._start(fleet)
+            self._open_folder()
+            with progress:
+                self._each(fleet, lambda session: self._ramp(session, progress))
+                self._each(fleet, lambda session: self._hold(session, progress), self.all_hosts)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.cancelled.set()
+            print("\nstopping the clients ... (Ctrl-C again to stop waiting for them)", file=sys.stderr)
+        except BaseException:
+            self.cancelled.set()
+            self._stop(fleet)
+            raise
+        if self.interrupted:
+            self._stop(fleet)
+            if self.folder is None:
+                raise KeyboardInterrupt
+        return self.finish(fleet)
+
+    def check(self, fleet: Fleet) -> None:
+        """Everything up to the first connect, then take it all back.
+
+        :raises Refused: and the rest of what `execute` raises before it connects.
+        """
+        try:
+            self._start(fleet)
+        finally:
+            self._stop(fleet)
+
+    # -- the stages ------------------------------------------------------------------------------
+
+    def _start(self, fleet: Fleet) -> None:
+        """Observe every host and bring every client to its barrier; refuse before anything connects."""
+        self._check_server(fleet)
+        answers: list[dict[str, Any]] = []
+
+        def start(session: Session) -> None:
+            self._observe(session, "before")
+            mine = [share for share in self.shares if share.host.name == session.host.name]
+            if not mine:
+                return
+            clients = [{"index": share.index, "arguments": self._arguments(share)} for share in mine]
+            got = checked(
+                session, session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients})
+            )
+            answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
+
+        outcomes = fleet.run(start, self.all_hosts)
+        refused = sorted(
+            {f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] == Refused.exit_code}
+        )
+        failed = sorted({f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] not in (0, 5)})
+        unreachable = [str(outcome.error) for outcome in outcomes.values() if outcome.status == "unreachable"]
+        broken = [
+            f"{outcome.host.name}: {outcome.error}" for outcome in outcomes.values() if outcome.status == "failed"
+        ]
+        if refused:
+            raise Refused("the plan was refused, nothing was started:\n  " + "\n  ".join(refused + unreachable))
+        if unreachable:
+            raise Unreachable("\n  ".join(["nothing was started:", *unreachable]))
+        if broken or failed:
+            bad_use = [a for a in answers if a["code"] == BadInput.exit_code]
+            kind = BadInput if bad_use else HostFailed
+            raise kind("\n  ".join(["nothing was started:", *broken, *failed]))
+
+    def _check_server(self, fleet: Fleet) -> None:
+        """Refuse what the server says it cannot hold, before a client is started."""
+        target, wanted = self.request.target, self.request.clients * self.request.per_client
+        if target.host is None:
+            return
+
+        def look(session: Session) -> dict[str, Any]:
+            return deploy.server_state(session, target.address, target.port)
+
+        outcome = fleet.run(look, [target.host])[target.host.name]
+        if outcome.status == "unreachable":
+            raise Unreachable(str(outcome.error))
+        state = outcome.value or {}
+        if not state.get("listening"):
+            raise Refused(
+                f"{target.host.name}: nothing listens on port {target.port}: start the server with `inv deploy-server`"
+            )
+        capacity = state.get("capacity")
+        if capacity is not None and capacity < wanted:
+            raise Refused(
+                f"{target.host.name}: the server can hold {capacity:,} connections, {wanted:,} are asked: "
+                f"`inv deploy-server --max-connections {wanted}`"
+            )
+
+    def _open_folder(self) -> None:
+        """From here on there is a run; plan.json is all that it takes to fetch its results later."""
+        self.started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        folder = runs.create(self.run_id)
+        runs.write_json(folder / "plan.json", self._to_plan())
+        self.folder = folder
+        for phase, hosts in self.observed.items():
+            for name, outcome in hosts.items():
+                report.save_observation(folder, phase, name, outcome)
+
+    def _ramp(self, session: Session, progress: Progress) -> None:
+        self._release(session, "go")
+        self._follow(session, progress, ("ramped", *FINAL))
+
+    def _hold(self, session: Session, progress: Progress) -> None:
+        if session.host.name in {host.name for host in self.client_hosts}:
+            self._release(session, "hold")
+        self._observe(session, "peak")
+        if session.host.name in {host.name for host in self.client_hosts}:
+            self._follow(session, progress, FINAL)
+
+    def finish(self, fleet: Fleet) -> dict[str, Any]:
+        """After the load: observe, fetch every client's result, write run.json, clean the hosts' run folders."""
+        assert self.folder is not None
+        fetched = self.folder / "clients"
+        fetched.mkdir(exist_ok=True)
+        problems: dict[int, str] = {}
+        clients = {host.name for host in self.client_hosts}
+
+        def finish(session: Session) -> None:
+            self._observe(session, "after")
+            if session.host.name not in clients:
+                return
+            got = checked(session.call("stress", {"action": "result", "run_id": self.run_id}))
+            for entry in got["clients"]:
+                if entry["result"] is None:
+                    problems[entry["index"]] = entry["message"]
+                else:  # kept here before the host forgets it
+                    runs.write_json(fetched / f"{entry['index']}.json", entry["result"])
+            checked(session.call("stress", {"action": "remove", "run_id": self.run_id}))
+
+        self.cancelled.clear()
+        self.outcomes = self._each(fleet, finish, self.all_hosts)
+        for outcome in self.outcomes.values():
+            if outcome.status != "ok":
+                self._keep("after", outcome.host.name, {"status": outcome.status, "error": str(outcome.error)})
+        results = {int(path.stem): runs.read_json(path) for path in sorted(fetched.glob("[0-9]*.json"))}
+        target = self.request.target
+        run = merge.run_record(
+            run_id=self.run_id,
+            started=self.started,
+            target={
+                "host": target.host.name if target.host else None,
+                "address": target.address,
+                "port": target.port,
+            },
+            command=self.request.command,
+            version=__version__,
+            per_client=self.request.per_client,
+            shares=[{"index": share.index, "host": share.host.name} for share in self.shares],
+            results=results,
+            problems=problems,
+            lost=self.lost,
+            observations=self.observed,
+            interrupted=self.interrupted,
+        )
+        runs.write_json(self.folder / "run.json", run)
+        return run
+
+    def _to_plan(self) -> dict[str, Any]:
+        target = self.request.target
+        return {
+            "run_id": self.run_id,
+            "started": self.started,
+            "clients": self.request.clients,
+            "per_client": self.request.per_client,
+            "target": {
+                "host": target.host.name if target.host else None,
+                "address": target.address,
+                "port": target.port,
+            },
+            "client_options": [list(pair) for pair in self.request.client_options],
+            "command": self.request.command,
+            "shares": [[share.index, share.host.name, share.position, share.of] for share in self.shares],
+        }
+
+    @classmethod
+    def from_folder(cls, folder: Path, inventory: Inventory) -> Run:
+        """A run that an earlier command started, so that its results can be fetched now.
+
+        :raises BadInput: plan.json is missing or damaged, or names hosts that the inventory has not.
+        """
+        plan = runs.read_json(folder / "plan.json")
+        try:
+            hosts = inventory.hosts
+            where = plan["target"]
+            target = Target(hosts[where["host"]] if where["host"] else None, where["address"], where["port"])
+            request = Request(
+                plan["clients"],
+                plan["per_client"],
+                target,
+                tuple((name, value) for name, value in plan["client_options"]),
+                plan["command"],
+            )
+            shares = [Share(index, hosts[name], position, of) for index, name, position, of in plan["shares"]]
+            run = cls(request, shares, plan["run_id"])
+            run.started = plan["started"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{folder / 'plan.json'} does not fit this inventory: {error}") from None
+        run.folder = folder
+        return run
+
+    def still_running(self, fleet: Fleet) -> list[str]:
+        """Names of hosts on which clients of this run are still at work."""
+
+        def look(session: Session) -> bool:
+            got = checked(session.call("stress", {"action": "poll", "run_id": self.run_id}))
+            return any(client["state"] not in FINAL for client in got["clients"])
+
+        return [name for name, outcome in fleet.run(look, self.client_hosts).items() if outcome.value]
+
+    def _stop(self, fleet: Fleet) -> None:
+        """End every client of this run on every host, gracefully first; safe to call at any point."""
+
+        def stop(session: Session) -> dict[str, Any]:
+            stopped = session.call("stress", {"action": "stop", "run_id": self.run_id, "timeout": 15})
+            if self.folder is None:  # nothing was started that anyone would want to look at
+                session.call("stress", {"action": "remove", "run_id": self.run_id})
+            return stopped
+
+        for outcome in fleet.run(stop, self.client_hosts, reconnect=True).values():
+            if outcome.status == "unreachable":
+                print(
+                    f"warning: {outcome.error}; clients there end by themselves, at the latest after their plan",
+                    file=sys.stderr,
+                )
+
+    # -- parts of stages -------------------------------------------------------------------------
+
+    def _each(
+        self, fleet: Fleet, function: Callable[[Session], T], hosts: Sequence[Host] | None = None
+    ) -> dict[str, Outcome[T]]:
+        """Run a stage on the client hosts, winning lost hosts back for PATIENCE seconds."""
+        outcomes = fleet.run(function, self.client_hosts if hosts is None else hosts, reconnect=True)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            gone = [outcome.host for outcome in outcomes.values() if outcome.status == "unreachable"]
+            if not gone or time.monotonic() > deadline:
+                break
+            time.sleep(1.0)
+            outcomes.update(fleet.run(function, gone, reconnect=True))
+        for name, outcome in outcomes.items():
+            if outcome.status == "ok":
+                self.lost.pop(name, None)
+            else:
+                self.lost[name] = str(outcome.error)
+        return outcomes
+
+    def _arguments(self, share: Share) -> list[str]:
+        arguments = [self.request.target.address, str(self.request.target.port)]
+        arguments += ["--connections", str(self.request.per_client), "--slice", f"{share.position}/{share.of}"]
+        arguments += ["--first-conn", str(share.index * self.request.per_client)]
+        for name, value in self.request.client_options:
+            arguments += [name, value]
+        return arguments
+
+    def _release(self, session: Session, barrier: str) -> None:
+        if not self.cancelled.is_set():
+            checked(session.call("stress", {"action": "release", "run_id": self.run_id, "barrier": barrier}))
+
+    def _follow(self, session: Session, progress: Progress, until: Sequence[str]) -> None:
+        while not self.cancelled.is_set():
+            got = checked(session.call("stress", {"action": "poll", "run_id": self.run_id, "wait": POLL}))
+            progress.update(session.host.name, got["clients"])
+            if all(client["state"] in until for client in got["clients"]):
+                return
+
+    def _observe(self, session: Session, phase: str) -> None:
+        self._keep(phase, session.host.name, deploy.observe(session, self.request.target.port))
+
+    def _keep(self, phase: str, host: str, outcome: dict[str, Any]) -> None:
+        self.observed.setdefault(phase, {})[host] = outcome
+        if self.folder is not None:
+            report.save_observation(self.folder, phase, host, outcome)
+
+
+def checked(result: dict[str, Any]) -> dict[str, Any]:
+    """An operation's result, unless it failed.
+
+    :raises HostFailed: with the operation's own words.
+    """
+    if result.get("failed"):
+        raise HostFailed(str(result.get("msg")))
+    return result
+
+
+def _plain(message: str) -> str:
+    """A client's own last sentence without its prefix."""
+    line = message.strip().splitlines()[-1] if message.strip() else "ended without a word"
+    return line.removeprefix("stress_client: ").removeprefix("stress_client.py: ").removeprefix("error: ")

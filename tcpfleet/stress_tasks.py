@@ -1,0 +1,146 @@
+"""The tasks around a stress run: `stress`, `stress-status`, `stop-stress`, and fetching a run's results later.
+
+In: what the user typed. Out: Answers; the run itself is `tcpfleet.stress.Run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tcpfleet import merge, runs
+from tcpfleet.cli import Answer, Options, number
+from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, HostFailed, worst
+from tcpfleet.fleet import Outcome, exit_codes
+from tcpfleet.stress import Request, Run, checked, resolve_target, spread
+
+if TYPE_CHECKING:
+    from tcpfleet.link import Session
+
+MOST_CLIENTS = 1000
+
+
+def stress(
+    options: Options,
+    clients: str,
+    per_client: str,
+    target: str,
+    allow_target: bool,
+    client_options: Mapping[str, str],
+) -> Answer:
+    """Run a load and say what came of it.
+
+    :param client_options: name -> value of stress_client.py's own options; empty values are left to it.
+    """
+    hosts = options.select("clients")
+    count = number("--clients", clients or len(hosts), 1, MOST_CLIENTS)
+    each = number("--per-client", per_client, 1, 10**7)
+    where = resolve_target(options.inventory, target, hosts, allow_outside=allow_target)
+    typed = {"--clients": str(count), "--per-client": str(each), "--hosts": options.hosts, "--target": target}
+    typed |= {f"--{name}": value for name, value in client_options.items()}
+    command = "inv stress " + " ".join(f"{name} {shlex.quote(value)}" for name, value in typed.items() if value)
+    request = Request(
+        clients=count,
+        per_client=each,
+        target=where,
+        client_options=tuple((f"--{name}", value) for name, value in client_options.items() if value),
+        command=command + (" --allow-target" if allow_target else ""),
+    )
+    run = Run(request, spread(count, hosts), runs.new_run_id())
+    options.say(
+        f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
+        f"{where.address}:{where.port} from {', '.join(host.name for host in run.client_hosts)}"
+    )
+    with options.fleet(run.all_hosts) as fleet:
+        if options.check:
+            run.check(fleet)
+            options.say("check: every client's plan holds; nothing was connected and nothing is left running")
+            return Answer({"check": True, "run_id": run.run_id})
+        record = run.execute(fleet)
+    options.say(merge.summary(record))
+    options.say(f"run.json: {shown(run.folder)}/run.json   report: inv collect-report")
+    codes = exit_codes(run.outcomes)
+    if record["verdict"] != "pass":
+        codes.append(EXIT_VERDICT_FAIL)
+    if run.interrupted:
+        codes.append(EXIT_INTERRUPTED)
+    return Answer(record, worst(codes))
+
+
+def fetch_later(options: Options, folder: Path) -> dict[str, Any]:
+    """Finish a run whose controller went away before it could: fetch its results, write its run.json.
+
+    :raises HostFailed: its clients are still at work.
+    """
+    run = Run.from_folder(folder, options.inventory)
+    with options.fleet(run.all_hosts) as fleet:
+        busy = run.still_running(fleet)
+        if busy:
+            raise HostFailed(
+                f"run {run.run_id} is still going on {', '.join(busy)}: wait for it (inv stress-status), "
+                "or end it with inv stop-stress"
+            )
+        return run.finish(fleet)
+
+
+def stop(options: Options) -> Answer:
+    """Stop every stress client of every run on the hosts; graceful, so each writes what it reached."""
+    hosts = options.select("clients")
+
+    def stop_all(session: Session) -> int:
+        stopped = 0
+        for run_id in checked(session.call("stress", {"action": "list"}))["runs"]:
+            got = checked(session.call("stress", {"action": "stop", "run_id": run_id, "timeout": 15}))
+            stopped += got["stopped"]
+        return stopped
+
+    def say(outcome: Outcome[int]) -> None:
+        if outcome.status != "ok":
+            options.say(f"{outcome.host.name}: {outcome.status}: {outcome.error}")
+        else:
+            said = f"stopped {outcome.value} clients" if outcome.value else "none was running"
+            options.say(f"{outcome.host.name}: {said}")
+
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(stop_all, on_outcome=say)
+    return Answer({"stopped": {name: one.value for name, one in outcomes.items()}}, worst(exit_codes(outcomes)))
+
+
+def status(options: Options) -> Answer:
+    """What stress clients are doing on the hosts, whoever started them."""
+    hosts = options.select("clients")
+
+    def look(session: Session) -> dict[str, Any]:
+        runs_here: dict[str, Any] = checked(session.call("stress", {"action": "list"}))["runs"]
+        return runs_here
+
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(look)
+    for outcome in outcomes.values():
+        name = outcome.host.name
+        if outcome.status != "ok":
+            options.say(f"{name}: {outcome.status}: {outcome.error}")
+        elif not outcome.value:
+            options.say(f"{name}: no run")
+        for run_id, clients in (outcome.value or {}).items():
+            for client in clients:
+                counts = client.get("connections", {})
+                options.say(
+                    f"{name}: run {run_id} client {client['index']}: {client['state']}, "
+                    f"{counts.get('verified', 0):,} of {counts.get('requested', 0):,} verified, "
+                    f"{counts.get('open', 0):,} open, {counts.get('failed', 0):,} failed "
+                    f"{client.get('message', '')}".rstrip()
+                )
+    return Answer({"runs": {name: one.value for name, one in outcomes.items()}}, worst(exit_codes(outcomes)))
+
+
+def shown(path: Path | None) -> str:
+    """A path as short as it can be typed from here."""
+    if path is None:
+        return ""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

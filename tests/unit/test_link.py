@@ -1,0 +1,145 @@
+"""Sessions over the local link: a real agent process, its start, its end, and what can be wrong with it."""
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tcpfleet import link
+from tcpfleet.errors import Unreachable
+from tcpfleet.fleet import Fleet
+from tcpfleet.inventory import Connection, Host
+from tests.unit.interpreters import INTERPRETERS
+
+HOST = Host("here", {}, ())
+
+
+def local(python: str | None = None) -> Connection:
+    return Connection("here", "local", "here", python=python)
+
+
+@pytest.mark.parametrize("python", INTERPRETERS, ids=lambda path: path.parent.parent.name)
+def test_an_agent_runs_on_every_python(python: Path) -> None:
+    session = link.open_session(HOST, local(str(python)))
+    try:
+        assert tuple(int(part) for part in session.hello["python"].split(".")[:2]) >= (3, 6)
+        result = session.call("ping", {})
+        assert result["ping"] == "pong" and not result.get("failed")
+    finally:
+        session.close()
+    assert not Path(f"/proc/{session.hello['pid']}").exists()
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ("/usr/bin/python9", "cannot start /usr/bin/python9: No such file"),
+        ("/bin/false", "did not start .exit status 1"),
+        ("/bin/cat", "did not start"),
+    ],
+)
+def test_no_python_is_one_sentence(python: str, said: str) -> None:
+    with pytest.raises(Unreachable, match=said):
+        link.open_session(HOST, local(python), connect_timeout=3)
+
+
+def script(tmp_path: Path, body: str) -> str:
+    path = tmp_path / "python3"
+    path.write_text("#!/bin/sh\n" + body)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_an_old_python_is_named(tmp_path: Path) -> None:
+    # The stub's own arguments are -I -S -c CODE TOKEN ...; this stands for a Python that it turns away.
+    python = script(tmp_path, 'shift 4; printf "\\n%s old 3.5.9\\n" "$1"')
+    with pytest.raises(Unreachable, match=r"is Python 3\.5\.9, tcpfleet needs 3\.6"):
+        link.open_session(HOST, local(python), connect_timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('shift 4; printf "\\n%s have\\nGARBAGE-GARBAGE" "$1"; sleep 5', "nonsense"),
+        ('shift 4; printf "\\n%s have\\n\\0\\0\\0\\2{}" "$1"; sleep 5', "not a hello"),
+        ('shift 4; printf "\\n%s surprise\\n" "$1"; sleep 5', "surprise"),
+        ("yes noise", "prints without end"),
+        ("sleep 30", "did not start in 1 s"),
+    ],
+    ids=["garbage", "no hello", "unknown word", "endless noise", "silence"],
+)
+def test_a_sick_host_cannot_hold_the_controller(tmp_path: Path, body: str, said: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match=said):
+        link.open_session(HOST, local(script(tmp_path, body)), connect_timeout=1)
+    assert time.monotonic() - begun < 20
+
+
+def test_login_noise_before_the_agent_is_passed_over(tmp_path: Path) -> None:
+    python = script(tmp_path, 'echo "Welcome to $(hostname)!"; echo; exec /usr/bin/python3 "$@"')
+    session = link.open_session(HOST, local(python))
+    try:
+        assert session.call("ping", {})["ping"] == "pong"
+    finally:
+        session.close()
+
+
+def test_the_payload_is_sent_once_and_only_trusted_as_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(os.path.expanduser("~"))
+    data, digest = link.archive()
+    copy = home / ".cache" / "tcpfleet" / f"agent-{digest}"
+    copy.unlink(missing_ok=True)
+    link.open_session(HOST, local()).close()
+    assert copy.read_bytes() == data
+    assert stat.S_IMODE(copy.parent.stat().st_mode) == 0o700
+    copy.write_bytes(b"tampered")
+    session = link.open_session(HOST, local())
+    assert session.call("ping", {})["ping"] == "pong"  # the damaged copy was not run but replaced
+    session.close()
+    assert copy.read_bytes() == data
+
+
+def test_unknown_operations_and_bugs_are_results() -> None:
+    with Fleet([HOST], lambda host: local()) as fleet:
+        outcome = fleet.run(lambda session: (session.call("nonsense", {}), session.call("stress", {"action": 5})))
+    unknown, bad = outcome["here"].value or ({}, {})
+    assert unknown["failed"] and "no operation 'nonsense'" in unknown["msg"]
+    assert bad["failed"] and "unknown action" in bad["msg"]
+
+
+def test_the_agent_ends_when_the_controller_vanishes() -> None:
+    session = link.open_session(HOST, local())
+    pid = session.hello["pid"]
+    session._stream._in.close()  # type: ignore[attr-defined]  # as when the controller is killed
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.05)
+    assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"  # ended; ours to collect
+    session.gone = "test"
+    session._stream._process.wait()  # type: ignore[attr-defined]
+
+
+def test_a_dead_host_does_not_stop_the_others() -> None:
+    hosts = [Host(f"h{number}", {}, ()) for number in range(6)]
+
+    def how(host: Host) -> Connection:
+        return Connection(host.name, "local", host.name, python="/nonexistent" if host.name == "h3" else None)
+
+    seen = []
+    with Fleet(hosts, how, forks=2) as fleet:
+        outcomes = fleet.run(lambda session: session.call("ping", {})["ping"], on_outcome=seen.append)
+        again = fleet.run(lambda session: session.hello["pid"])
+    assert [name for name, outcome in outcomes.items() if outcome.status == "ok"] == ["h0", "h1", "h2", "h4", "h5"]
+    assert outcomes["h3"].status == "unreachable" and "/nonexistent" in str(outcomes["h3"].error)
+    assert len(seen) == 6 and list(outcomes) == [host.name for host in hosts]
+    assert again["h3"].error == outcomes["h3"].error
+
+
+def test_bad_input_from_a_worker_reaches_the_caller() -> None:
+    def broken(session: link.Session) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with Fleet([HOST], lambda host: local()) as fleet, pytest.raises(ZeroDivisionError):
+        fleet.run(broken)

@@ -1,0 +1,150 @@
+"""Dealing clients to hosts, finding the target, and merging what clients report: pure functions by tables."""
+
+from pathlib import Path
+
+import pytest
+
+from payload.histogram import Histogram
+from tcpfleet import merge
+from tcpfleet.errors import BadInput
+from tcpfleet.inventory import Host, Inventory
+from tcpfleet.stress import resolve_target, spread
+
+HOSTS = [Host(name, {}, ()) for name in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("clients", "expected"),
+    [
+        (1, ["a 0/1"]),
+        (3, ["a 0/1", "b 0/1", "c 0/1"]),
+        (5, ["a 0/2", "b 0/2", "c 0/1", "a 1/2", "b 1/2"]),
+    ],
+)
+def test_spread(clients: int, expected: list[str]) -> None:
+    assert [f"{s.host.name} {s.position}/{s.of}" for s in spread(clients, HOSTS)] == expected
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Inventory:
+    file = tmp_path / "hosts.yml"
+    file.write_text(
+        "server: {hosts: {s1: {ansible_host: 10.77.0.11}}}\n"
+        "clients: {hosts: {c1: {ansible_host: 10.77.0.21}}}\n"
+        "here: {hosts: {local: {ansible_connection: local}}}\n"
+    )
+    return Inventory.load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "client", "expected"),
+    [
+        ("", "c1", ("s1", "10.77.0.11", 1883)),
+        ("", "local", ("local", "127.0.0.1", 1883)),
+        ("s1:7", "c1", ("s1", "10.77.0.11", 7)),
+        ("10.77.0.11:7", "c1", ("s1", "10.77.0.11", 7)),
+        ("local", "c1", ("local", "127.0.0.1", 1883)),
+    ],
+)
+def test_target(inventory: Inventory, text: str, client: str, expected: tuple[str, str, int]) -> None:
+    found = resolve_target(inventory, text, [inventory.hosts[client]], allow_outside=False)
+    assert (found.host and found.host.name, found.address, found.port) == expected
+
+
+@pytest.mark.parametrize("text", ["s1:0", "s1:70000", "s1:x", ":80", "10.77.0.99", "example.org:80"])
+def test_bad_targets(inventory: Inventory, text: str) -> None:
+    with pytest.raises(BadInput, match="--target"):
+        resolve_target(inventory, text, [inventory.hosts["c1"]], allow_outside=False)
+
+
+def result(verified: int, failed: int = 0, *, latency_us: int = 1000, step: float = 0.1) -> dict:
+    histogram = Histogram()
+    histogram.record(latency_us, verified)
+    empty = Histogram().to_dict()
+    errors = []
+    if failed:
+        row = {"phase": "connect", "errno": "ECONNREFUSED", "count": failed, "host": "x", "sample": "first"}
+        errors.append(row | {"first": "2026-01-01T00:00:00.000Z", "last": "2026-01-01T00:00:01.000Z"})
+    return {
+        "connections": {
+            "requested": verified + failed,
+            "established": verified,
+            "verified": verified,
+            "failed": failed,
+            "peak": verified,
+        },
+        "rate": {"connects_per_second": 100.0, "echoes_per_second": 100.0, "asked": None},
+        "echoes": {"sent": verified, "verified": verified, "mismatched": 0, "lost": 0, "steady": 0},
+        "seconds": {"ramp": 1.0, "hold": 2.0},
+        "errors": errors,
+        "wall": {"name": "nothing listens", "evidence": "e", "fix": "f"} if failed else None,
+        "warnings": ["slow"] if failed else [],
+        "hosts": [{"host": "x", "pid": 1, "workers": [{"index": 0, "pid": 2}]}],
+        "timeline": [
+            {"t": round(step * n, 3), "time": 0, "established": min(verified, 10 * n), "open": min(verified, 10 * n)}
+            | {"failed": failed, "echoes": min(verified, 10 * n)}
+            for n in range(1, 21)
+        ],
+        "plan": {"workers": 1},
+        "histograms": {"connect": histogram.to_dict(), "first": histogram.to_dict(), "service": empty}
+        | {"response": empty},
+        "options": {},
+        "ended": "2026-01-01T00:00:09.000Z",
+    }
+
+
+def record(results: dict[int, dict], clients: int, **changes: object) -> dict:
+    arguments: dict = {
+        "run_id": "r",
+        "started": "2026-01-01T00:00:00.000Z",
+        "target": {"host": "s1", "address": "10.77.0.11", "port": 1883},
+        "command": "inv stress",
+        "version": "0",
+        "per_client": 100,
+        "shares": [{"index": index, "host": f"c{index}"} for index in range(clients)],
+        "results": results,
+        "problems": {},
+        "lost": {},
+        "observations": {},
+        "interrupted": False,
+    }
+    return merge.run_record(**(arguments | changes))
+
+
+def test_all_verified_is_a_pass() -> None:
+    run = record({0: result(100), 1: result(100, latency_us=9000)}, 2)
+    assert run["verdict"] == "pass" and run["wall"] is None
+    assert run["connections"] == {"requested": 200, "established": 200, "verified": 200, "failed": 0, "peak": 200}
+    assert run["latency_ms"]["connect"]["count"] == 200
+    assert run["latency_ms"]["connect"]["p50"] == pytest.approx(1.0, rel=0.02)
+    assert run["latency_ms"]["connect"]["max"] == pytest.approx(9.0, rel=0.02)
+    assert [host["name"] for host in run["hosts"]] == ["c0", "c1", "s1"]
+
+
+def test_failures_are_counted_located_and_named() -> None:
+    run = record({0: result(100), 1: result(60, failed=40)}, 2)
+    assert run["verdict"] == "fail" and run["wall"]["name"] == "nothing listens"
+    assert run["connections"]["verified"] + run["connections"]["failed"] == run["connections"]["requested"] == 200
+    assert [(row["host"], row["errno"], row["count"]) for row in run["errors"]] == [("c1", "ECONNREFUSED", 40)]
+    assert run["warnings"] == ["c1, client 1: slow"]
+
+
+def test_the_share_of_a_lost_host_is_failed() -> None:
+    run = record({0: result(100)}, 2, lost={"c1": "c1: connection lost: no sign of life for 30 s"})
+    assert run["verdict"] == "fail" and run["wall"]["name"] == "a client host was lost"
+    assert run["connections"]["requested"] == 200 and run["connections"]["failed"] == 100
+    assert run["errors"][0]["errno"] == "UNREACHABLE" and run["errors"][0]["count"] == 100
+
+
+def test_no_result_at_all_is_a_fail() -> None:
+    run = record({}, 2, problems={0: "no result: killed", 1: "no result: killed"})
+    assert run["verdict"] == "fail" and run["connections"]["failed"] == 200
+    assert {row["errno"] for row in run["errors"]} == {"CLIENT_DIED"}
+
+
+def test_timelines_of_different_steps_lie_over_each_other() -> None:
+    rows = merge.merge_timelines([result(100)["timeline"], result(100, step=0.2)["timeline"]])
+    assert rows[-1]["open"] == 200 and rows[-1]["t"] == pytest.approx(4.0)
+    assert all(later["established"] >= earlier["established"] for earlier, later in zip(rows, rows[1:]))
+    assert sum(row["connects_per_second"] * 0.2 for row in rows) == pytest.approx(200, rel=0.1)
+    assert merge.merge_timelines([]) == []
