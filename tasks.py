@@ -5,11 +5,11 @@
     inv stress --clients 4 --per-client 50000   # 200,000 connections from four client hosts
     inv collect-report                          # one report that names the wall
 
-Each task leads to one module of the package tcpfleet/. Exit codes: 0 fine, 1 bad use, 2 a host failed, 3 the verdict
-is fail, 4 a host was unreachable, 5 the plan was refused, 130 interrupted.
+Each task leads to one module of the package tcpfleet/. Exit codes: 0 fine, 1 bad use, 2 a host failed, 3 the
+verdict is fail, 4 a host was unreachable, 5 the plan was refused, 130 interrupted.
 """
 
-from invoke import Collection
+from invoke.collection import Collection
 
 from tcpfleet.cli import LOCAL, Answer, Options, task
 

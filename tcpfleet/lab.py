@@ -331,6 +331,27 @@ def _machines() -> dict[str, int]:
     return found
 
 
+def _inits() -> dict[str, list[int]]:
+    """Host name -> pids of PID 1s that run on its layers; they outlive a systemd-nspawn that was killed."""
+    found: dict[str, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "status").read_text()
+            inside = status.partition("NSpid:")[2].split("\n")[0].split()
+            if len(inside) < 2 or inside[-1] != "1":
+                continue
+            mounts = [line.split() for line in (entry / "mountinfo").read_text().splitlines()]
+        except OSError:
+            continue
+        for mount in mounts:
+            _, marked, rest = mount[-1].partition(f"upperdir={STATE}/hosts/")
+            if mount[4] == "/" and marked:
+                found.setdefault(rest.split("/")[0], []).append(int(entry.name))
+    return found
+
+
 def _mounts_below(top: Path) -> list[str]:
     """Mount points at or below `top`, deepest first (later mounts first, so stacked ones come off too)."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -469,6 +490,7 @@ def _boot(host: LabHost, checkout: Path) -> None:
     key = etc / "ssh/ssh_host_ed25519_key"
     shutil.copy(checkout / ".lab/host_keys" / host.name, key)
     key.chmod(0o600)
+    shutil.copy(checkout / ".lab/host_keys" / f"{host.name}.pub", key.with_suffix(".pub"))
 
     command = [
         "systemd-nspawn",
@@ -626,8 +648,19 @@ def _children(pid: int) -> list[int]:
     return []
 
 
+def _end_orphans(names: set[str]) -> None:
+    """Kill what a killed systemd-nspawn left running; the init of a PID namespace takes all of it along."""
+    orphans: dict[int, list[int]] = {pid: [] for name, pids in _inits().items() if name in names for pid in pids}
+    for pid in orphans:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if not _gone(orphans, time.monotonic() + STOP_TIMEOUT):
+        raise HostFailed(f"processes of lab hosts do not end: look at pids {sorted(orphans)}")
+
+
 def _discard(host: LabHost) -> None:
-    """Unmount and delete one host's layers and cgroups."""
+    """End what still runs on one host's layers, unmount and delete them, and remove its cgroups."""
+    _end_orphans({host.name})
     _unmount(host.directory)
     shutil.rmtree(host.directory, ignore_errors=True)
     _remove_cgroups(host.machine)
@@ -661,6 +694,8 @@ def _remove_everything(say: Callable[[str], None]) -> bool:
     if machines:
         say(f"stopping {', '.join(sorted(machines))}")
         _halt(machines)
+    names |= set(_inits())
+    _end_orphans(names)
     found = bool(machines) or STATE.exists()
     _unmount(STATE)
     shutil.rmtree(STATE, ignore_errors=True)

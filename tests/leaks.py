@@ -1,0 +1,52 @@
+"""What a test run must not leave behind: processes of ours, mounts, network interfaces, cgroups, descriptors."""
+
+import os
+import time
+from pathlib import Path
+
+# Parts of command lines that only tcpfleet's own processes have.
+OURS = ("echo_server.py", "stress_client.py", "systemd-nspawn", "-I -S -c import zlib")
+
+
+def processes() -> set[str]:
+    """`pid: command line` of every live process of ours."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if any(part in command for part in OURS):
+                found.add(f"{entry.name}: {command[:120]}")
+    return found
+
+
+def mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def interfaces() -> set[str]:
+    return set(os.listdir("/sys/class/net"))
+
+
+def cgroups() -> set[str]:
+    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/tcpfleet-*")}
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def snapshot() -> dict[str, set[str]]:
+    return {"processes": processes(), "mounts": mounts(), "interfaces": interfaces(), "cgroups": cgroups()}
+
+
+def left_since(before: dict[str, set[str]], patience: float = 5.0) -> dict[str, set[str]]:
+    """What is there now and was not before; waits a little for processes that are just ending."""
+    deadline = time.monotonic() + patience
+    while True:
+        left = {kind: now - before[kind] for kind, now in snapshot().items() if now - before[kind]}
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
