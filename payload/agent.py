@@ -17,6 +17,7 @@ import importlib
 import os
 import pwd
 import queue
+import resource
 import select
 import signal
 import subprocess
@@ -396,6 +397,7 @@ def main(sources, archive, digest, uncached):
         "python": sys.version.split()[0],
         "executable": sys.executable,
         "boot_id": boot_id,
+        "nofile": list(resource.getrlimit(resource.RLIMIT_NOFILE)),  # as this login got them
         "uncached": uncached,
     }
     os._exit(Agent(sources, archive, digest, read_fd, write_fd).serve(hello))

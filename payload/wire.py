@@ -6,6 +6,7 @@ bounded (MAX_FRAME) before anything is allocated for it, and anything that is no
 
 import json
 import struct
+from typing import Any, Dict, List
 
 VERSION = 1
 MAX_FRAME = 32 * 1024 * 1024  # bytes; the largest thing sent is an observation, bounded at 2 MiB, or a copied file
@@ -17,7 +18,7 @@ class ProtocolError(Exception):
     """The other side sent something that is not a frame of this protocol."""
 
 
-def pack(message):
+def pack(message: Dict[str, Any]) -> bytes:
     """The bytes of one frame.
 
     :param message: a dict of JSON types.
@@ -29,17 +30,17 @@ def pack(message):
     return _HEAD.pack(len(body)) + body
 
 
-class Decoder(object):
+class Decoder:
     """Bytes in, whole messages out, in order.
 
     >>> Decoder().feed(pack({"type": "beat"}))
     [{'type': 'beat'}]
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data):
+    def feed(self, data: bytes) -> List[Dict[str, Any]]:
         """All messages completed by `data`, a list of dicts.
 
         :raises ProtocolError: for an oversized length, bytes that are not JSON, or JSON that is not an object.

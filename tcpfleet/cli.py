@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import invoke
+from invoke.context import Context
+from invoke.tasks import Task
+from invoke.tasks import task as invoke_task
 
 from tcpfleet.errors import EXIT_INTERRUPTED, BadInput, TcpfleetError
 
@@ -136,7 +138,7 @@ def task(
     help: dict[str, str] | None = None,
     positional: Sequence[str] = (),
     iterable: Sequence[str] = (),
-) -> Callable[[Callable[..., Answer | None]], invoke.Task[Any]]:
+) -> Callable[[Callable[..., Answer | None]], Task[Any]]:
     """Make an Invoke task of a function ``(options, **own)``.
 
     :param common: which of COMMON it takes.
@@ -145,9 +147,9 @@ def task(
     :param iterable: own options that may be given several times.
     """
 
-    def wrap(function: Callable[..., Answer | None]) -> invoke.Task[Any]:
+    def wrap(function: Callable[..., Answer | None]) -> Task[Any]:
         @functools.wraps(function)
-        def body(context: invoke.Context, **values: Any) -> None:
+        def body(context: Context, **values: Any) -> None:
             shared = {name: values.pop(name) for name in common}
             code = _run(function, context, shared, values)
             if code:
@@ -163,7 +165,7 @@ def task(
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         texts = {name: COMMON[name][1] for name in common} | (help or {})
         # Short flags would give -h to --hosts, and people expect help there.
-        made: invoke.Task[Any] = invoke.task(
+        made: Task[Any] = invoke_task(
             body, positional=list(positional), iterable=list(iterable), help=texts, auto_shortflags=False
         )
         return made
@@ -172,7 +174,7 @@ def task(
 
 
 def _run(
-    function: Callable[..., Answer | None], context: invoke.Context, shared: dict[str, Any], own: dict[str, Any]
+    function: Callable[..., Answer | None], context: Context, shared: dict[str, Any], own: dict[str, Any]
 ) -> int:
     as_json = bool(shared.get("json"))
     with _signals():
@@ -202,8 +204,11 @@ def _signals() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handled = tuple(one for one in handled if signal.getsignal(one) is not signal.SIG_IGN)  # nohup stays nohup
+    handled = tuple(
+        one
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(one) is not signal.SIG_IGN
+    )  # nohup stays nohup
     before = [signal.signal(one, interrupt) for one in handled]
     try:
         yield

@@ -1,12 +1,13 @@
 """`inv demo`: the whole story at a small size: lab, tune, deploy, stress, report, and everything taken back.
 
-On the lab if it can be booted here; else on this machine over a local link, where tuning is only checked: a demo does
-not change someone's machine.
+On the lab if it can be booted here; else on this machine over a local link, where tuning is only checked: a
+demo does not change someone's machine.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,10 +74,10 @@ def _on_local(options: Options) -> Answer:
             f"      server_log_file: {scratch}/echo.log\n"
         )
         here = {"hosts": "local", "inventory": str(inventory)}
-        server = plays.port_that_is_free()
+        server = _free_port()
 
         def deploy() -> Answer:
-            return plays.deploy_server(_with(options, **here), port=str(server), bind="127.0.0.1", max_connections="5000")
+            return plays.deploy_server(_with(options, **here), str(server), "127.0.0.1", "5000")
 
         return _story(
             options,
@@ -93,6 +94,13 @@ def _on_local(options: Options) -> Answer:
             inventory=str(inventory),
             after=[("inv stop-server --hosts local", lambda: plays.stop_server(_with(options, **here)))],
         )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _story(
@@ -113,9 +121,10 @@ def _story(
             codes.append(step().code)
             if codes[-1]:
                 return Answer({"failed": command}, worst(codes))
-        options.say(f"\n$ inv stress --clients {clients[0]} --per-client {clients[1]} --hold 5" + (
-            f" --hosts {hosts} --target {target}" if hosts else ""
-        ))
+        options.say(
+            f"\n$ inv stress --clients {clients[0]} --per-client {clients[1]} --hold 5"
+            + (f" --hosts {hosts} --target {target}" if hosts else "")
+        )
         load = stress_tasks.stress(_with(options, **shared), *clients, target, False, {"hold": "5"})
         codes.append(load.code)
         options.say("\n$ inv collect-report")

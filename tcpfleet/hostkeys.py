@@ -14,14 +14,6 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
 
-POLICIES = {  # OpenSSH's StrictHostKeyChecking -> ours
-    "yes": "strict",
-    "ask": "strict",  # nobody to ask while many hosts are opened at once
-    "accept-new": "accept-new",
-    "no": "off",
-    "off": "off",
-}
-
 _appending = threading.Lock()
 
 

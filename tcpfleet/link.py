@@ -47,6 +47,7 @@ DEFAULT_PYTHON = "/usr/bin/python3"  # a version manager's shim costs 60 ms more
 CONNECT_TIMEOUT = 10.0  # seconds
 IDLE_TIMEOUT = 30.0  # seconds without a beat after which a host is unreachable
 BEAT = 2.0  # seconds
+SSH_PIECE = 256 * 1024  # bytes handed to Paramiko at a time: it cuts packets itself, this bounds the copies
 MAX_NOISE = 64 * 1024  # bytes a login shell may print before the agent's token
 HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to ask while many hosts are opened
     "yes": "strict",
@@ -177,10 +178,10 @@ class SshStream:
         self._channel.exec_command(command)
 
     def send(self, data: bytes, timeout: float) -> None:
-        left, deadline = memoryview(data), time.monotonic() + timeout
-        while left:
+        sent, deadline = 0, time.monotonic() + timeout
+        while sent < len(data):
             try:
-                left = left[self._channel.send(left) :]
+                sent += self._channel.send(data[sent : sent + SSH_PIECE])
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise TimeoutError from None
@@ -348,7 +349,8 @@ class Session:
     """An open agent on one host. One thread at a time calls; `beat` may come from another.
 
     :ivar host: the inventory's host.
-    :ivar hello: what the agent said of itself: pid, uid, python, executable, boot_id, uncached (why its archive could
+    :ivar hello: what the agent said of itself: pid, uid, python, executable, boot_id,
+        nofile (soft and hard limit of open files of this login), uncached (why its archive could
         not be kept there, or None).
     """
 
@@ -421,8 +423,7 @@ class Session:
 
     def _decode(self, data: bytes) -> list[dict[str, Any]]:
         try:
-            messages: list[dict[str, Any]] = self._decoder.feed(data)
-            return messages
+            return self._decoder.feed(data)
         except wire.ProtocolError as error:
             raise self._lost(f"the agent speaks nonsense: {error}") from None
 

@@ -150,8 +150,10 @@ def merge_timelines(timelines: Sequence[Sequence[Mapping[str, Any]]]) -> list[di
             sample = rows[cursors[number]]
             if sample["t"] > at + 1e-9:
                 continue  # this client had not taken its first sample yet
-            for name in ("open", "established", "failed", "echoes"):
+            for name in ("established", "failed", "echoes"):
                 row[name] += sample[name]
+            if at <= rows[-1]["t"] + step:  # a client that has ended holds nothing open any more
+                row["open"] += sample["open"]
         span = row["t"] - before["t"]
         for name, counter in (("connects_per_second", "established"), ("echoes_per_second", "echoes")):
             row[name] = round((row[counter] - before[counter]) / span, 1) if span > 0 else 0.0
@@ -244,7 +246,7 @@ def host_rows(
         row["roles"].insert(0, "server")
     for name, row in rows.items():
         row["lost"] = lost.get(name)
-        seen = next(
+        seen: Mapping[str, Any] = next(
             (
                 phase[name]["observation"]
                 for phase in observations.values()

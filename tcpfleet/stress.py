@@ -206,9 +206,7 @@ class Run:
             if not mine:
                 return
             clients = [{"index": share.index, "arguments": self._arguments(share)} for share in mine]
-            got = checked(
-                session, session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients})
-            )
+            got = checked(session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients}))
             answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
 
         outcomes = fleet.run(start, self.all_hosts)
@@ -452,4 +450,4 @@ def checked(result: dict[str, Any]) -> dict[str, Any]:
 def _plain(message: str) -> str:
     """A client's own last sentence without its prefix."""
     line = message.strip().splitlines()[-1] if message.strip() else "ended without a word"
-    return line.removeprefix("stress_client: ").removeprefix("stress_client.py: ").removeprefix("error: ")
+    return line.removeprefix("stress_client.py: ").removeprefix("refused: ").removeprefix("error: ")

@@ -1,0 +1,83 @@
+"""How many workers, and how many connections each: pure arithmetic, no system calls.
+
+In: what was asked (workers, max connections) and what can be had (CPUs, open files per process). Out: a
+`Plan`. Connections cost one descriptor each and the limit of open files is per process, so a capacity
+beyond one process's limit is reached with more processes.
+"""
+
+from typing import NamedTuple, Optional, Tuple
+
+# Descriptors of a worker that are no connections: stdio 3, listener, epoll, counters, life line, signal
+# pipe 2, its nudge pipe's read end, and room for a log being reopened or /proc being read. One more
+# per worker: the write ends of all nudge pipes.
+RESERVED = 24
+MAX_WORKERS = 512
+
+Options = NamedTuple(
+    "Options",
+    [
+        ("bind", str),
+        ("port", int),
+        ("workers", Optional[int]),  # None: auto
+        ("max_connections", Optional[int]),  # None: what the workers can hold
+        ("pid_file", Optional[str]),
+        ("log_file", Optional[str]),
+    ],
+)
+Options.__doc__ = """What the user asked for; paths are absolute."""
+
+Plan = NamedTuple(
+    "Plan",
+    [("limits", Tuple[int, ...]), ("nofile", int), ("note", str)],
+)
+Plan.__doc__ = """What will be done.
+
+limits: connections allowed per worker; nofile: descriptors each process needs; note: one sentence where
+less is possible than was asked, else "".
+"""
+
+
+class PlanError(Exception):
+    """No worker could hold a single connection; the text is one sentence for the user."""
+
+
+def make_plan(
+    cpus: int, reachable_nofile: int, workers: Optional[int] = None, max_connections: Optional[int] = None
+) -> Plan:
+    """Return the Plan for `cpus` usable CPUs and `reachable_nofile` descriptors per process.
+
+    Workers, unless given, are one per CPU, and more where `max_connections` needs more. When
+    `max_connections` cannot be had it is reduced, and the plan's note says so. Raises PlanError when the
+    limit of open files leaves no room at all.
+    """
+    count = workers or _auto_workers(cpus, reachable_nofile, max_connections)
+    each = reachable_nofile - RESERVED - count
+    if each < 1:
+        raise PlanError(
+            "an open-files limit of %d leaves no room for connections: %d workers need %d descriptors each "
+            "for themselves" % (reachable_nofile, count, RESERVED + count)
+        )
+    possible = each * count
+    total = possible if max_connections is None else min(max_connections, possible)
+    share, rest = divmod(total, count)
+    note = ""
+    if max_connections is not None and total < max_connections:
+        note = "max-connections reduced from %d to %d: %d workers with %d open files each hold no more" % (
+            max_connections,
+            total,
+            count,
+            reachable_nofile,
+        )
+    limits = tuple(share + (1 if i < rest else 0) for i in range(count))
+    return Plan(limits, limits[0] + RESERVED + count, note)
+
+
+def _auto_workers(cpus: int, nofile: int, max_connections: Optional[int]) -> int:
+    count = max(1, cpus)
+    if max_connections is not None:
+        while count < MAX_WORKERS and count * (nofile - RESERVED - count) < max_connections:
+            # More workers only help while a worker holds more than one more costs all the others.
+            if (count + 1) * (nofile - RESERVED - count - 1) <= count * (nofile - RESERVED - count):
+                break
+            count += 1
+    return count

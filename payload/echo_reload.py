@@ -1,0 +1,89 @@
+"""New code without losing a connection: a process executes the program's files anew, in place.
+
+exec keeps the process id and every descriptor that is not close-on-exec, so the connections, the epoll
+set and the listener simply stay. What only lived in memory is small (a slow reader's unsent bytes, who
+runs in which slot) and travels as JSON in a nameless file. New code is probed in a process of its own
+before anything is given up for it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any, Dict, Iterable, List, Optional
+
+# Raise this when WorkerSetup, a saved state or the counters' columns change their meaning: running
+# processes then refuse the reload instead of handing the new code something it cannot read.
+STATE_FORMAT = 1
+PROBE_SECONDS = 10.0
+PROBE_OPTION = "--probe"
+
+
+def command(script: str) -> List[str]:
+    """Return the argv that runs `script` (an absolute path) with this interpreter and its flags."""
+    return [sys.executable, *subprocess._args_from_interpreter_flags(), script]  # type: ignore
+
+
+def probe(program: List[str]) -> Optional[str]:
+    """Load the program's present files in a process of its own; return None if they work, else why not."""
+    try:
+        process = subprocess.Popen(
+            [*program, PROBE_OPTION, str(STATE_FORMAT)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    except OSError as e:
+        return "cannot run %s: %s" % (" ".join(program), e.strerror)
+    try:
+        errors = process.communicate(timeout=PROBE_SECONDS)[1].decode("utf-8", "replace").strip()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return "the new code did not load within %g s" % PROBE_SECONDS
+    if process.returncode != 0:
+        return "the new code does not load: %s" % (errors.splitlines() or ["no message"])[-1]
+    return None
+
+
+def answer_probe(state_format: str) -> int:
+    """The new code's side of `probe`: it has been imported; return 0 if it can take over the state."""
+    if int(state_format) != STATE_FORMAT:
+        print("state format %s is not %d: restart instead" % (state_format, STATE_FORMAT), file=sys.stderr)
+        return 1
+    return 0
+
+
+def exec_in_place(program: List[str], option: str, state: Dict[str, Any], drop: Iterable[int]) -> None:
+    """Replace this process's code by `program`, called with `option FD`; FD holds `state` (JSON).
+
+    All descriptors but those in `drop` stay open. All signals are blocked across it, since their handlers
+    are lost: the new code unblocks them once it has its own. Returns only by raising OSError, with the
+    signals as they were.
+    """
+    with tempfile.TemporaryFile() as f:
+        f.write(json.dumps(state).encode())
+        f.flush()
+        os.lseek(f.fileno(), 0, os.SEEK_SET)
+        every = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, every)
+        try:
+            dropped = set(drop)
+            for name in os.listdir("/proc/self/fd"):
+                fd = int(name)
+                if fd > 2 and fd not in dropped:
+                    try:
+                        os.set_inheritable(fd, True)
+                    except OSError:
+                        pass  # the listing's own descriptor
+            os.execv(program[0], [*program, option, str(f.fileno())])  # noqa: S606 - no shell is wanted
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def read_state(fd: int) -> Dict[str, Any]:
+    """Return the state that `exec_in_place` left in `fd`, and close that."""
+    with os.fdopen(fd, "rb") as f:
+        return dict(json.loads(f.read().decode()))

@@ -1,0 +1,114 @@
+"""TCP sockets of one port straight from the kernel: a sock_diag dump (sock_diag(7)) in plain Python.
+
+The kernel itself drops sockets of other ports (a filter as ss compiles it), so the cost follows the port's
+sockets, not the host's. No text is made or parsed: on 2 cores about a second per million sockets here,
+against several for ``ss -tan``.
+"""
+
+import os
+import socket
+import struct
+
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 0x300, 0x10
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+INET_DIAG_REQ_BYTECODE = 1
+BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE = 1, 2, 3, 4, 5
+
+ALL_STATES = (1 << 14) - 2  # 1 (ESTABLISHED) to 13 (BOUND_INACTIVE); older kernels ignore what they lack
+RECEIVE_BUFFER = 256 * 1024
+
+# nlmsghdr (16 bytes) and inet_diag_msg (72), the parts that are counted; ports are in network order
+_HEADER = struct.Struct("=IHHII")
+_SOCKET = struct.Struct("=IHH8xBBxx2s2s16s16s16xII8x")
+
+
+def port_filter(port):
+    """Filter program for "local or remote port is `port`" (struct inet_diag_bc_op; jumps in bytes).
+
+    Only comparisons that every kernel since 2.6 knows; a jump 4 bytes past the end rejects.
+    """
+
+    def compare(code, no):
+        return struct.pack("=BBHBBH", code, 8, no, 0, 0, port)
+
+    return b"".join(
+        (
+            compare(BC_S_GE, 20),  # at 0; no: try the remote port, at 20
+            compare(BC_S_LE, 12),  # at 8; no: the same
+            struct.pack("=BBH", BC_JMP, 4, 20),  # at 16; to the end: accepted
+            compare(BC_D_GE, 20),  # at 20; no: rejected
+            compare(BC_D_LE, 12),  # at 28; no: rejected
+        )
+    )
+
+
+def dump_request(family, port, sequence=1):
+    """The request message for all TCP sockets of `family` with that port on either side."""
+    program = port_filter(port)
+    attribute = struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program
+    query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, ALL_STATES, b"")
+    body = query + attribute
+    return _HEADER.pack(16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0) + body
+
+
+def parse_messages(data, size, on_socket):
+    """Walks the messages in ``data[:size]``.
+
+    :param on_socket: called as ``(family, state number, local port, remote port: 2 bytes each in network
+        order, source, destination: 16 bytes each, recv_q, send_q)``.
+    :returns: ``(done, interrupted)``: the dump is complete; the table changed under it.
+    :raises OSError: with the kernel's errno when it refused the request.
+    :raises ValueError: when the data is cut.
+    """
+    offset, interrupted = 0, False
+    unpack = _SOCKET.unpack_from
+    need = _SOCKET.size
+    while offset + 16 <= size:
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        if length < 16 or offset + length > size:
+            raise ValueError("netlink message of %d bytes is cut" % length)
+        if flags & NLM_F_DUMP_INTR:
+            interrupted = True
+        if kind == SOCK_DIAG_BY_FAMILY and length >= need:
+            _, _, _, family, state, sport, dport, src, dst, recv_q, send_q = unpack(data, offset)
+            on_socket(family, state, sport, dport, src, dst, recv_q, send_q)
+        elif kind == NLMSG_DONE:
+            code = struct.unpack_from("=i", data, offset + 16)[0] if length >= 20 else 0
+            if code < 0:
+                raise OSError(-code, os.strerror(-code))
+            return True, interrupted
+        elif kind == NLMSG_ERROR:
+            code = struct.unpack_from("=i", data, offset + 16)[0]
+            raise OSError(-code, os.strerror(-code))
+        offset += (length + 3) & ~3
+    return False, interrupted
+
+
+def dump(port, on_socket, timeout=10.0):
+    """Dumps the IPv4 and IPv6 TCP sockets of `port`; needs no privilege.
+
+    :param on_socket: as in `parse_messages`.
+    :param timeout: seconds to wait for each answer of the kernel.
+    :returns: True when the kernel said that its table changed during the dump.
+    :raises OSError: where the kernel has no sock_diag (ENOENT, EPROTONOSUPPORT, EPERM in a sandbox), or
+        on timeout.
+    :raises ValueError: on a message that does not parse.
+    """
+    changed = False
+    buffer = bytearray(RECEIVE_BUFFER)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+        try:
+            link.settimeout(timeout)
+            link.bind((0, 0))
+            link.sendto(dump_request(family, port), (0, 0))
+            done = False
+            while not done:
+                size = link.recv_into(buffer)
+                done, interrupted = parse_messages(buffer, size, on_socket)
+                changed = changed or interrupted
+        finally:
+            link.close()
+    return changed

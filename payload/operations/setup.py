@@ -1,0 +1,365 @@
+"""``setup``: facts about the host, under the names that Ansible's ``setup`` uses. Changes nothing.
+
+Everything is read from /proc, /sys, /etc and the standard library; no program is run. What cannot be read is
+left out, so that a playbook's ``default`` or ``is defined`` decides, never an invented value.
+
+``tcpfleet`` holds what tuning and reports need and Ansible does not gather.
+"""
+
+import fnmatch
+import os
+import platform
+import pwd
+import re
+import resource
+import socket
+import struct
+import sys
+import time
+
+_PROC_IPV4 = "/proc/net/route"
+# What each subset of gather_subset holds; names follow Ansible's.
+_SUBSETS = ("min", "hardware", "network", "virtual", "tcpfleet")
+
+
+def run(args, context):
+    """Gathers facts.
+
+    :param args: ``gather_subset``: list of all, min, hardware, network, virtual, tcpfleet, each may be negated
+        with ``!`` (``!all`` leaves ``min``, ``!min`` too leaves nothing); ``filter``: list of globs over names.
+    :returns: ``ansible_facts``: fact name, without the prefix ``ansible_``, -> value. Sizes ``*_mb`` in MiB.
+    """
+    facts = {}
+    for subset in chosen(args.get("gather_subset") or ["all"]):
+        facts.update(_GATHER[subset]())
+    globs = [name[len("ansible_") :] if name.startswith("ansible_") else name for name in args.get("filter") or []]
+    if globs:
+        facts = {name: facts[name] for name in facts if any(fnmatch.fnmatch(name, glob) for glob in globs)}
+    facts["gather_subset"] = list(args.get("gather_subset") or ["all"])
+    facts["module_setup"] = True
+    return {"changed": False, "ansible_facts": facts, "msg": "gathered %d facts" % len(facts)}
+
+
+def chosen(wanted):
+    """Subset names that a ``gather_subset`` list means, in a fixed order.
+
+    >>> chosen(["!all", "network"])
+    ['min', 'network']
+    """
+    positive = [word for word in wanted if not word.startswith("!")]
+    negative = [word[1:] for word in wanted if word.startswith("!")]
+    picked = set(_SUBSETS) if "all" in positive or not positive else set(positive) | {"min"}
+    if "all" in negative:
+        picked = {word for word in positive if word != "all"} | {"min"}
+    picked -= set(negative)
+    return [name for name in _SUBSETS if name in picked]
+
+
+def _read(path):
+    try:
+        with open(path) as handle:
+            return handle.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _minimum():
+    name = os.uname()
+    node = socket.gethostname()
+    facts = {
+        "hostname": node.split(".")[0],
+        "nodename": name.nodename,
+        "fqdn": node,
+        "kernel": name.release,
+        "kernel_version": name.version,
+        "system": name.sysname,
+        "architecture": name.machine,
+        "machine": name.machine,
+        "python": {
+            "version": {
+                "major": sys.version_info[0],
+                "minor": sys.version_info[1],
+                "micro": sys.version_info[2],
+            }
+        },
+        "python_version": platform.python_version(),
+        "pkg_mgr": _package_manager(),
+        "service_mgr": _service_manager(),
+        "env": {
+            key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "PATH", "USER", "SHELL")
+        },
+        "date_time": _date_time(),
+    }
+    facts["user_uid"], facts["user_gid"] = os.getuid(), os.getgid()
+    try:
+        user = pwd.getpwuid(os.getuid())
+        facts.update(user_id=user.pw_name, user_dir=user.pw_dir, user_shell=user.pw_shell)
+    except KeyError:
+        facts["user_id"] = str(os.getuid())
+    facts.update(distribution_facts(_read("/etc/os-release") or _read("/usr/lib/os-release") or ""))
+    machine = (_read("/etc/machine-id") or "").strip()
+    if machine:
+        facts["machine_id"] = machine
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+_NAMES = {
+    "debian": ("Debian", "Debian"),
+    "ubuntu": ("Ubuntu", "Debian"),
+    "fedora": ("Fedora", "RedHat"),
+    "centos": ("CentOS", "RedHat"),
+    "rhel": ("RedHat", "RedHat"),
+    "rocky": ("Rocky", "RedHat"),
+    "almalinux": ("AlmaLinux", "RedHat"),
+    "alpine": ("Alpine", "Alpine"),
+    "arch": ("Archlinux", "Archlinux"),
+}
+
+
+def distribution_facts(text):
+    """distribution, distribution_version, distribution_major_version, distribution_release, os_family from
+    the text of os-release(5)."""
+    fields = dict(re.findall(r'^(\w+)=["\']?(.*?)["\']?$', text, re.MULTILINE))
+    if not fields.get("ID"):
+        return {}
+    name, family = _NAMES.get(fields["ID"], (fields.get("NAME", fields["ID"]), None))
+    if family is None:
+        likes = fields.get("ID_LIKE", "").split()
+        family = next((_NAMES[like][1] for like in likes if like in _NAMES), name)
+    version = fields.get("VERSION_ID", "")
+    facts = {"distribution": name, "os_family": family}
+    if version:
+        facts["distribution_version"] = version
+        facts["distribution_major_version"] = version.split(".")[0]
+    if fields.get("VERSION_CODENAME"):
+        facts["distribution_release"] = fields["VERSION_CODENAME"]
+    return facts
+
+
+def _package_manager():
+    for name, path in (
+        ("apt", "/usr/bin/apt-get"),
+        ("dnf", "/usr/bin/dnf"),
+        ("apk", "/sbin/apk"),
+        ("pacman", "/usr/bin/pacman"),
+    ):
+        if os.path.exists(path):
+            return name
+    return None
+
+
+def _service_manager():
+    """``systemd`` where it runs as PID 1, else the name of PID 1."""
+    if os.path.isdir("/run/systemd/system"):
+        return "systemd"
+    return (_read("/proc/1/comm") or "").strip() or None
+
+
+def _date_time():
+    now = time.time()
+    local, utc = time.localtime(now), time.gmtime(now)
+    return {
+        "date": time.strftime("%Y-%m-%d", local),
+        "time": time.strftime("%H:%M:%S", local),
+        "epoch": str(int(now)),
+        "epoch_int": str(int(now)),
+        "iso8601": time.strftime("%Y-%m-%dT%H:%M:%SZ", utc),
+        "year": time.strftime("%Y", local),
+        "month": time.strftime("%m", local),
+        "day": time.strftime("%d", local),
+        "hour": time.strftime("%H", local),
+        "minute": time.strftime("%M", local),
+        "second": time.strftime("%S", local),
+        "weekday": time.strftime("%A", local),
+        "tz": time.strftime("%Z", local),
+        "tz_offset": time.strftime("%z", local),
+    }
+
+
+def _hardware():
+    facts = {"processor_nproc": len(os.sched_getaffinity(0)), "processor_vcpus": os.cpu_count()}
+    cpus = _read("/proc/cpuinfo") or ""
+    models = re.findall(r"^model name\s*:\s*(.*)$", cpus, re.MULTILINE)
+    if models:
+        facts["processor"] = models
+    facts.update(memory_facts(_read("/proc/meminfo") or ""))
+    up = _read("/proc/uptime")
+    if up:
+        facts["uptime_seconds"] = int(float(up.split()[0]))
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def memory_facts(text):
+    """memtotal_mb, memfree_mb, swaptotal_mb, swapfree_mb and memory_mb (MiB) from the text of /proc/meminfo."""
+    sizes = {name: int(kib) // 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    names = (
+        ("memtotal_mb", "MemTotal"),
+        ("memfree_mb", "MemFree"),
+        ("swaptotal_mb", "SwapTotal"),
+        ("swapfree_mb", "SwapFree"),
+    )
+    facts = {fact: sizes[key] for fact, key in names if key in sizes}
+    if "MemTotal" in sizes and "MemAvailable" in sizes:
+        facts["memavailable_mb"] = sizes["MemAvailable"]
+    return facts
+
+
+def _network():
+    addresses = interface_addresses()
+    facts = {"interfaces": sorted(addresses)}
+    # Ansible counts no address of 127.0.0.0/8 among all_ipv4_addresses.
+    facts["all_ipv4_addresses"] = [
+        entry["address"]
+        for name in sorted(addresses)
+        for entry in addresses[name]
+        if not entry["address"].startswith("127.")
+    ]
+    for name in addresses:
+        key = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        facts[key] = {
+            "device": name,
+            "active": _read("/sys/class/net/%s/operstate" % name) not in (None, "down\n"),
+        }
+        mtu = _read("/sys/class/net/%s/mtu" % name)
+        mac = _read("/sys/class/net/%s/address" % name)
+        if mtu:
+            facts[key]["mtu"] = int(mtu)
+        if mac:
+            facts[key]["macaddress"] = mac.strip()
+        if addresses[name]:
+            facts[key]["ipv4"] = addresses[name][0]
+        if len(addresses[name]) > 1:
+            facts[key]["ipv4_secondaries"] = addresses[name][1:]
+    facts["default_ipv4"] = _default_ipv4(addresses)
+    return facts
+
+
+def interface_addresses():
+    """Interface name -> list of ``{"address", "netmask", "prefix"}``, asked from the kernel over rtnetlink.
+
+    One dump of all IPv4 addresses: complete where the older ioctl shows one address for each interface.
+    """
+    found = {name: [] for _index, name in socket.if_nameindex()}
+    names = dict(socket.if_nameindex())
+    get_address, dump, done = 22, 0x301, 3  # RTM_GETADDR, NLM_F_REQUEST|ROOT|MATCH, NLMSG_DONE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as channel:
+        channel.settimeout(5)
+        channel.sendall(
+            struct.pack("=IHHII", 24, get_address, dump, 1, 0) + struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)
+        )
+        while True:
+            block = channel.recv(65536)
+            offset = 0
+            while offset + 16 <= len(block):
+                length, kind = struct.unpack_from("=IH", block, offset)
+                if kind in (2, done) or length < 16:  # NLMSG_ERROR or the end
+                    return found
+                _family, prefix, _flags, _scope, index = struct.unpack_from("=BBBBI", block, offset + 16)
+                attributes = dict(_route_attributes(block[offset + 24 : offset + length]))
+                raw = attributes.get(2) or attributes.get(1)  # IFA_LOCAL, else IFA_ADDRESS
+                if raw and index in names:
+                    mask = struct.pack(">I", (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF)
+                    found[names[index]].append(
+                        {
+                            "address": socket.inet_ntoa(raw),
+                            "netmask": socket.inet_ntoa(mask),
+                            "prefix": str(prefix),
+                        }
+                    )
+                offset += (length + 3) & ~3
+
+
+def _route_attributes(data):
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _default_ipv4(addresses):
+    """The interface of the default route, its gateway and first address; ``{}`` without such a route."""
+    for line in (_read(_PROC_IPV4) or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            gateway = socket.inet_ntoa(struct.pack("<I", int(fields[2], 16)))
+            found = {"interface": fields[0], "gateway": gateway, "type": "ether"}
+            if addresses.get(fields[0]):
+                found.update(addresses[fields[0]][0])
+            return found
+    return {}
+
+
+def _virtual():
+    kind = None
+    container = _read("/run/systemd/container") or _container_of_init()
+    if container:
+        kind, role = container.strip(), "guest"
+        kind = {"systemd-nspawn": "systemd-nspawn", "lxc": "lxc", "docker": "docker", "podman": "podman"}.get(
+            kind, kind
+        )
+    elif os.path.exists("/.dockerenv"):
+        kind, role = "docker", "guest"
+    else:
+        names = ("/sys/class/dmi/id/sys_vendor", "/sys/class/dmi/id/product_name")
+        vendor = " ".join((_read(name) or "").strip() for name in names)
+        known = (
+            ("KVM", "kvm"),
+            ("QEMU", "kvm"),
+            ("VMware", "VMware"),
+            ("VirtualBox", "virtualbox"),
+            ("Amazon EC2", "kvm"),
+            ("Google", "kvm"),
+            ("Microsoft Corporation Virtual", "VirtualPC"),
+            ("Xen", "xen"),
+        )
+        kind = next((word for text, word in known if text in vendor), None)
+        role = "guest"
+        if kind is None:
+            hypervised = " hypervisor" in (_read("/proc/cpuinfo") or "")
+            kind, role = ("kvm", "guest") if hypervised else ("NA", "NA")
+    return {"virtualization_type": kind, "virtualization_role": role}
+
+
+def _container_of_init():
+    """``container=`` in the environment of PID 1, where this user may read it."""
+    try:
+        with open("/proc/1/environ", "rb") as handle:
+            for entry in handle.read().split(b"\0"):
+                if entry.startswith(b"container="):
+                    return entry[len(b"container=") :].decode("utf-8", "replace")
+    except OSError:
+        pass
+    return None
+
+
+def _tcpfleet():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    facts = {"nofile": {"soft": soft, "hard": hard}, "python": sys.executable}
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    if boot:
+        facts["boot_id"] = boot.strip()
+    limits = {}
+    for name in (
+        "fs.nr_open",
+        "fs.file-max",
+        "net.core.somaxconn",
+        "net.ipv4.ip_local_port_range",
+        "kernel.pid_max",
+    ):
+        value = _read("/proc/sys/" + name.replace(".", "/"))
+        if value is not None:
+            limits[name] = " ".join(value.split())
+    facts["kernel"] = limits
+    return {"tcpfleet": facts}
+
+
+_GATHER = {
+    "min": _minimum,
+    "hardware": _hardware,
+    "network": _network,
+    "virtual": _virtual,
+    "tcpfleet": _tcpfleet,
+}

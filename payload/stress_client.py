@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""Many TCP connections to one server, each verified byte for byte.
+
+    python3 stress_client.py HOST PORT --connections N [--mode heartbeat --interval 1] [--hold 10] [--json]
+
+Alone it prints a summary (or one JSON object, --json) and exits 0 for pass, 3 for fail, 1 for bad use, 5 for a
+plan that cannot work, 130 when interrupted. With --detach DIR it becomes a daemon that is led through files in
+DIR (`pid`, `log`, `status.json`, `result.json`; `go` and `hold` with --barrier). Any Python from 3.6, standard
+library only.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from typing import Any, Dict, List, Optional, Tuple
+
+import daemon
+import stress_facts
+import stress_plan
+from stress_message import DEFAULT, MessageError, compile_message
+from stress_modes import MODES
+from stress_plan import PlanRefused, Request
+from stress_supervisor import Course, Supervisor
+from stress_worker import Settings
+
+OK, BAD_USE, FAILED, REFUSED, INTERRUPTED = 0, 1, 3, 5, 130
+LONGEST_SECONDS = 7 * 86400.0
+
+
+class BadUse(Exception):
+    """Options that make no sense; the text is one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise BadUse(message)
+
+
+def count(text: str) -> int:
+    """A whole number from 1; 50k and 1m are understood."""
+    match = re.match(r"^([0-9][0-9_,]*)([km]?)$", text.strip().lower())
+    value = (
+        int(re.sub("[_,]", "", match.group(1))) * {"": 1, "k": 1000, "m": 10**6}[match.group(2)] if match else 0
+    )
+    if not 1 <= value <= 10**8:
+        raise argparse.ArgumentTypeError("{!r} is not a number from 1 to 100,000,000".format(text))
+    return value
+
+
+def seconds(text: str) -> float:
+    """Seconds, 0 to a week; 500ms, 10s, 5m and 2h are understood."""
+    match = re.match(r"^([0-9]*\.?[0-9]+)(ms|s|m|h|)$", text.strip().lower())
+    value = (
+        float(match.group(1)) * {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}[match.group(2)] if match else -1
+    )
+    if not 0 <= value <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError("{!r} is not a time (seconds, or 500ms, 5m, 2h)".format(text))
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """Seconds as `seconds`, but not 0."""
+    value = seconds(text)
+    if value < 0.001:
+        raise argparse.ArgumentTypeError("{!r} is too short; at least 1 ms".format(text))
+    return value
+
+
+def rate(text: str) -> float:
+    """Connects per second, > 0; 5k is understood."""
+    match = re.match(r"^([0-9]*\.?[0-9]+)(k?)$", text.strip().lower())
+    value = float(match.group(1)) * (1000 if match.group(2) else 1) if match else 0
+    if not 0.001 <= value <= 1e7:
+        raise argparse.ArgumentTypeError("{!r} is not a rate in connects per second".format(text))
+    return value
+
+
+def port(text: str) -> int:
+    """A TCP port."""
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("{!r} is not a port from 1 to 65535".format(text))
+    return int(text)
+
+
+def port_range(text: str) -> Tuple[int, int]:
+    """A-B."""
+    match = re.match(r"^(\d{1,5})-(\d{1,5})$", text)
+    if not match or not 1 <= int(match.group(1)) <= int(match.group(2)) <= 65535:
+        raise argparse.ArgumentTypeError("{!r} is not a port range such as 10000-60000".format(text))
+    return int(match.group(1)), int(match.group(2))
+
+
+def slice_of(text: str) -> Tuple[int, int]:
+    """K/N, K from 0."""
+    match = re.match(r"^(\d{1,6})/(\d{1,6})$", text)
+    if not match or int(match.group(1)) >= int(match.group(2)):
+        raise argparse.ArgumentTypeError("{!r} is not K/N with K from 0 to N-1".format(text))
+    return int(match.group(1)), int(match.group(2))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options. Raises BadUse instead of exiting on bad ones."""
+    p = _Parser(prog="stress_client.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    p.add_argument("host", metavar="HOST")
+    p.add_argument("port", metavar="PORT", type=port)
+    p.add_argument(
+        "--connections", type=count, required=True, metavar="N", help="of this client; 50k is understood"
+    )
+    p.add_argument("--rate", type=rate, metavar="R", help="connects per second of this client (unlimited)")
+    text = "at most N connections between connect and first verified echo (follows the delay)"
+    p.add_argument("--in-flight", type=count, metavar="N", help=text)
+    p.add_argument("--hold", type=seconds, default=10.0, metavar="S", help="seconds to hold after the ramp (10)")
+    p.add_argument("--mode", choices=sorted(MODES), default="idle", help="; ".join(_mode_lines()) + " (idle)")
+    p.add_argument(
+        "--interval", type=positive_seconds, default=10.0, metavar="S", help="of heartbeat, seconds (10)"
+    )
+    p.add_argument("--message", default=DEFAULT, metavar="M", help=r"text with \r \n \xHH, {conn} and {seq}")
+    p.add_argument("--expect", choices=("echo", "any"), default="echo", help="the same bytes, or any (echo)")
+    p.add_argument("--source", metavar="IP[,IP]", help="addresses to connect from (the kernel's route)")
+    p.add_argument("--ports", type=port_range, metavar="A-B", help="source ports (the host's ip_local_port_range)")
+    p.add_argument("--workers", type=count, metavar="N", help="processes (as the nofile limit and CPUs demand)")
+    p.add_argument("--connect-timeout", type=positive_seconds, default=15.0, metavar="S", help="(15)")
+    p.add_argument("--reply-timeout", type=positive_seconds, default=15.0, metavar="S", help="(15)")
+    close = "rst frees ports on both ends at once; fin leaves each in TIME_WAIT here for 60 s (rst)"
+    p.add_argument("--close", choices=("rst", "fin"), default="rst", help=close)
+    text = "this is client K (from 0) of N equal ones on this host (0/1)"
+    p.add_argument("--slice", type=slice_of, default=(0, 1), metavar="K/N", help=text)
+    p.add_argument("--first-conn", type=int, metavar="N", help="number of the first connection (K x connections)")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    p.add_argument("--plan", action="store_true", help="print the plan as JSON and exit")
+    p.add_argument("--detach", metavar="DIR", help="run as a daemon led through files in DIR")
+    p.add_argument("--barrier", action="store_true", help="wait for DIR/go before, DIR/hold after the ramp")
+    p.add_argument("--barrier-timeout", type=positive_seconds, default=120.0, metavar="S", help="(120)")
+    return p
+
+
+def _mode_lines() -> List[str]:
+    return ["{}: {}".format(mode.name, mode.help) for mode in MODES.values()]
+
+
+def prepare(options: argparse.Namespace) -> Supervisor:
+    """From options to a run that is planned and can start.
+
+    Raises BadUse, stress_facts.FactsError (both exit 1) and PlanRefused (exit 5).
+    """
+    try:
+        message = compile_message(options.message)
+    except MessageError as e:
+        raise BadUse(str(e))
+    if options.barrier and not options.detach:
+        raise BadUse("--barrier waits for files in a run directory; it needs --detach DIR")
+    family, target = stress_facts.resolve(options.host, options.port)
+    if options.source:
+        sources = tuple(part.strip() for part in options.source.split(",") if part.strip())
+        for index, source in enumerate(sources):
+            if not stress_facts.is_local_address(family, source):
+                raise BadUse("--source {} is not an address of this host".format(source))
+            if source in sources[:index]:
+                raise BadUse("--source names {} twice".format(source))
+    else:
+        sources = (stress_facts.route_source(family, target),)
+    facts = stress_facts.read_facts(family, target, sources, options.ports)
+    index, slices = options.slice
+    workers = options.workers
+    if options.in_flight and not workers and options.in_flight < facts.cpus:
+        workers = 1  # each worker has at least one connection in flight
+    request = Request(options.connections, sources, index, slices, workers, options.ports)
+    plan = stress_plan.make_plan(request, facts)
+    if options.in_flight and len(plan.workers) > options.in_flight:
+        raise BadUse("--in-flight {} is less than the {} workers".format(options.in_flight, len(plan.workers)))
+    first = options.first_conn if options.first_conn is not None else index * options.connections
+    settings = Settings(
+        family=family,
+        target=target,
+        mode=options.mode,
+        render=message.render,
+        longest=message.longest,
+        expect=options.expect,
+        interval=options.interval,
+        connect_timeout=options.connect_timeout,
+        reply_timeout=options.reply_timeout,
+        rate=options.rate,
+        in_flight=options.in_flight,
+        close=options.close,
+        first_conn=first,
+        connections=options.connections,
+        workers=len(plan.workers),
+    )
+    show = {k: v for k, v in sorted(vars(options).items()) if k not in ("json", "detach", "plan")}
+    course = Course(options.hold, None, None, options.barrier_timeout, lambda status: None, show)
+    return Supervisor(plan, facts, settings, course)
+
+
+def run_here(run: Supervisor, as_json: bool) -> int:
+    """Run in the foreground: progress on stderr, the result on stdout. Returns the exit code."""
+    shown = [None]  # type: List[Any]
+
+    def progress(status: Dict[str, Any]) -> None:
+        second = (status["state"], int(status["elapsed"]))
+        if second != shown[0]:
+            shown[0] = second
+            sys.stderr.write(progress_line(status) + "\n")
+            sys.stderr.flush()
+
+    run.course = run.course._replace(on_status=progress)
+    run.start()
+    result = run.run()
+    try:
+        text = json.dumps(result) + "\n" if as_json else summary(result)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads; the exit code still counts
+    return exit_code(result)
+
+
+def exit_code(result: Dict[str, Any]) -> int:
+    """The contract's code for a result."""
+    if result["interrupted"]:
+        return INTERRUPTED
+    return OK if result["verdict"] == "pass" else FAILED
+
+
+def progress_line(status: Dict[str, Any]) -> str:
+    """One line about a status."""
+    c, r = status["connections"], status["rate"]
+    text = "{:8.1f} s  {:<7}  open {:>9,}  failed {:>7,}  {:>9,.0f} connects/s  {:>9,.0f} echoes/s"
+    rates = r["connects_per_second"], r["echoes_per_second"]
+    line = text.format(status["elapsed"], status["state"], c["open"], c["failed"], *rates)
+    p99 = status["p99_ms"]["service"]
+    return line if p99 is None else line + "  p99 {:.2f} ms".format(p99)
+
+
+def summary(result: Dict[str, Any]) -> str:
+    """The result for people."""
+    c, e, r = result["connections"], result["echoes"], result["rate"]
+    lines = [
+        "{}: {:,} of {:,} connections to {} verified, {:,} failed, at most {:,} open".format(
+            result["verdict"].upper(), c["verified"], c["requested"], result["target"], c["failed"], c["peak"]
+        ),
+        "echoes: {:,} sent, {:,} verified, {:,} mismatched, {:,} lost".format(
+            e["sent"], e["verified"], e["mismatched"], e["lost"]
+        ),
+        "rate: {:,.0f} connects/s over {:.2f} s, {:,.0f} echoes/s".format(
+            r["connects_per_second"], result["seconds"]["ramp"], r["echoes_per_second"]
+        ),
+    ]
+    for name in ("connect", "service", "response"):
+        row = result["latency_ms"][name]
+        if row["count"]:
+            values = "  ".join("{} {:.3f}".format(k, row[k]) for k in ("p50", "p90", "p99", "p999", "max"))
+            lines.append("{} ms: {}".format(name, values))
+    for row in result["errors"]:
+        lines.append("error: {phase} {errno} x {count}, {first} to {last}: {sample}".format(**row))
+    if result["wall"]:
+        lines.append("wall: {name}: {evidence}. Fix: {fix}".format(**result["wall"]))
+    lines.extend("note: " + text for text in result["warnings"])
+    if result["message"]:
+        lines.append("note: " + result["message"])
+    return "\n".join(lines) + "\n"
+
+
+def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
+    """Become a daemon that reports in `directory`; returns, in the caller, once the workers are ready."""
+    directory = os.path.abspath(directory)
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        raise BadUse("the run directory {} exists already".format(directory))
+    except OSError as e:
+        raise BadUse("cannot create the run directory {}: {}".format(directory, e.strerror))
+
+    def path(name: str) -> str:
+        return os.path.join(directory, name)
+
+    def main(ready: daemon.Readiness) -> int:
+        wait_go = wait_hold = None
+        if barrier:
+            wait_go = lambda: os.path.exists(path("go"))  # noqa: E731
+            wait_hold = lambda: os.path.exists(path("hold"))  # noqa: E731
+        run.course = run.course._replace(
+            wait_go=wait_go, wait_hold=wait_hold, on_status=lambda status: write_json(path("status.json"), status)
+        )
+        pid_file = daemon.PidFile(path("pid"))
+        pid_file.acquire()
+        try:
+            run.start()
+            write_json(path("status.json"), run.status())
+            ready()
+            result = run.run(lambda outcome: write_json(path("result.json"), outcome))
+            return exit_code(result)
+        finally:
+            pid_file.release()
+
+    started = daemon.start_daemon(main, path("log"))
+    if not started.ok:
+        sys.stderr.write("stress_client: {}\n".format(started.message))
+        return 2
+    return OK
+
+
+def write_json(path: str, value: Dict[str, Any]) -> None:
+    """Write a file that readers see whole: a temporary name, then rename."""
+    temporary = "{}.{}".format(path, os.getpid())
+    with open(temporary, "w") as f:
+        json.dump(value, f)
+    os.rename(temporary, path)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The program; returns its exit code."""
+    try:
+        options = build_parser().parse_args(arguments)
+        run = prepare(options)
+        if options.plan:
+            print(json.dumps(stress_plan.plan_to_dict(run.plan, run.facts)))
+            return OK
+        if options.detach:
+            return run_detached(run, options.detach, options.barrier)
+        return run_here(run, options.json)
+    except (BadUse, stress_facts.FactsError, daemon.DaemonError) as e:
+        sys.stderr.write("stress_client: {}\n".format(e))
+        return BAD_USE
+    except PlanRefused as e:
+        sys.stderr.write("stress_client: refused: {}\n".format(e))
+        return REFUSED
+    except OSError as e:
+        sys.stderr.write("stress_client: cannot start: {}\n".format(e.strerror or e))
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

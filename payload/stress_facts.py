@@ -1,0 +1,223 @@
+"""What this host has for a stress client: ports, limits, memory. The edge that feeds `stress_plan`.
+
+Reads /proc and one sock_diag dump; changes nothing.
+"""
+
+import errno
+import os
+import socket
+import struct
+from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
+
+import nofile
+import observe_netlink as netlink
+from stress_plan import HostFacts, Range
+
+LISTEN = 10
+
+
+class FactsError(Exception):
+    """Something the plan cannot do without could not be had; the text is one sentence for the user."""
+
+
+def resolve(host: str, port: int) -> Tuple[int, tuple]:
+    """(address family, socket address) of the target. Raises FactsError when the name has no address."""
+    try:
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except OSError as e:
+        raise FactsError("cannot resolve {}: {}".format(host, e.strerror or e))
+    # A server bound to 0.0.0.0 is not reachable over ::1, which "localhost" may name first.
+    found.sort(key=lambda row: row[0] != socket.AF_INET)
+    return found[0][0], found[0][4]
+
+
+def route_source(family: int, address: tuple) -> str:
+    """The address the kernel would connect from. Raises FactsError when there is no route."""
+    probe = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        probe.connect(address)  # a datagram socket's connect only looks up the route
+        return probe.getsockname()[0]
+    except OSError as e:
+        raise FactsError("no route to {}: {}".format(address[0], os.strerror(e.errno or 0)))
+    finally:
+        probe.close()
+
+
+def is_local_address(family: int, address: str) -> bool:
+    """Whether a socket can be bound to `address` here."""
+    probe = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        probe.bind((address, 0))
+        return True
+    except OSError as e:
+        if e.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
+            return False
+        raise FactsError("cannot bind to {}: {}".format(address, os.strerror(e.errno or 0)))
+    except UnicodeError:
+        return False
+    finally:
+        probe.close()
+
+
+def read_facts(family: int, target: tuple, sources: Sequence[str], ports: Optional[Range]) -> HostFacts:
+    """The facts of this host for connections from `sources` to `target`. Raises FactsError."""
+    text = _read("/proc/sys/net/ipv4/ip_local_port_range")
+    if text is None and ports is None:
+        raise FactsError("cannot read net.ipv4.ip_local_port_range; give the source ports with --ports A-B")
+    span = tuple(int(word) for word in text.split()) if text else ports
+    low, high = ports or span
+    busy, busy_from = read_busy(family, target, sources, low, high)
+    return HostFacts(
+        port_range=(span[0], span[1]),
+        reserved=parse_ranges(_read("/proc/sys/net/ipv4/ip_local_reserved_ports") or ""),
+        busy=busy,
+        nofile=nofile.reachable(),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_available=_memory_available(),
+        files_free=_files_free(),
+        processes_free=_processes_free(),
+        conntrack_free=_conntrack_free(),
+        target_here=is_local_address(family, target[0]),
+        busy_from=busy_from,
+    )
+
+
+def parse_ranges(text: str) -> Tuple[Range, ...]:
+    """ip_local_reserved_ports: "8080,9148-9150" -> ((8080, 8080), (9148, 9150))."""
+    out = []
+    for part in text.strip().split(","):
+        if part:
+            first, _, last = part.partition("-")
+            out.append((int(first), int(last or first)))
+    return tuple(out)
+
+
+def read_busy(
+    family: int, target: tuple, sources: Sequence[str], low: int, high: int
+) -> Tuple[Dict[str, FrozenSet[int]], str]:
+    """Per source address the ports in low..high that cannot be used towards `target`, and where it was read.
+
+    Those are ports with a listener (or a bound, unconnected socket) on that address or on all, and ports
+    with a connection to the same target, TIME_WAIT included. A port whose connections go elsewhere is
+    shared, if its owner set SO_REUSEADDR too; if not, bind says so and the worker takes a spare.
+    """
+    wanted = {socket.inet_pton(family, source): source for source in sources}
+    remote, remote_port = socket.inet_pton(family, target[0]), target[1]
+    found = {source: set() for source in sources}  # type: Dict[str, Set[int]]
+
+    def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q):
+        local = _address(kind, src, family)
+        port = (sport[0] << 8) | sport[1]
+        there = (dport[0] << 8) | dport[1]
+        if there and not (there == remote_port and _address(kind, dst, family) == remote):
+            return
+        if local is None or not any(local):  # any address, of this family or of both
+            for ports in found.values():
+                ports.add(port)
+        elif local in wanted:
+            found[wanted[local]].add(port)
+
+    origin = "sock_diag"
+    try:
+        _dump_local_ports(low, high, on_socket)
+    except OSError:
+        origin = "/proc/net/tcp"  # a kernel or sandbox without sock_diag
+        _read_proc_net_tcp(low, high, on_socket)
+    return {source: frozenset(ports) for source, ports in found.items()}, origin
+
+
+def _address(kind: int, raw: bytes, family: int) -> Optional[bytes]:
+    """`raw` (16 bytes, of a socket of family `kind`) as an address of `family`; None for the IPv6 wildcard."""
+    if kind == socket.AF_INET:
+        packed = raw[:4]
+        return packed if family == socket.AF_INET else b"\0" * 10 + b"\xff\xff" + packed
+    if raw[:12] == b"\0" * 10 + b"\xff\xff" and family == socket.AF_INET:
+        return raw[12:]
+    return raw if any(raw) else None
+
+
+def _dump_local_ports(low: int, high: int, on_socket) -> None:
+    """sock_diag(7) dump of all TCP sockets with a local port in low..high; the kernel drops the others."""
+    program = struct.pack("=BBHBBH", netlink.BC_S_GE, 8, 20, 0, 0, low)
+    program += struct.pack("=BBHBBH", netlink.BC_S_LE, 8, 12, 0, 0, high)
+    attribute = struct.pack("=HH", 4 + len(program), netlink.INET_DIAG_REQ_BYTECODE) + program
+    buffer = bytearray(netlink.RECEIVE_BUFFER)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, netlink.ALL_STATES, b"") + attribute
+        flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
+        header = struct.pack("=IHHII", 16 + len(query), netlink.SOCK_DIAG_BY_FAMILY, flags, 1, 0)
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        link = socket.socket(socket.AF_NETLINK, kind, netlink.NETLINK_SOCK_DIAG)
+        try:
+            link.settimeout(10.0)
+            link.sendto(header + query, (0, 0))
+            done = False
+            while not done:
+                size = link.recv_into(buffer)
+                done = netlink.parse_messages(buffer, size, on_socket)[0]
+        finally:
+            link.close()
+
+
+def _read_proc_net_tcp(low: int, high: int, on_socket) -> None:
+    for path, kind in (("/proc/net/tcp", socket.AF_INET), ("/proc/net/tcp6", socket.AF_INET6)):
+        if not os.path.exists(path):
+            continue  # no IPv6
+        with open(path) as lines:
+            next(lines, None)
+            for line in lines:
+                _, local, remote, state = line.split(None, 4)[:4]
+                if low <= int(local[-4:], 16) <= high:
+                    src, sport = _proc_address(local)
+                    dst, dport = _proc_address(remote)
+                    on_socket(kind, int(state, 16), sport, dport, src, dst, 0, 0)
+
+
+def _proc_address(text: str) -> Tuple[bytes, bytes]:
+    """ "0100007F:9C40" -> (16 bytes of address, 2 bytes of port), in network order."""
+    address, port = text.split(":")
+    words = struct.unpack("=%dI" % (len(address) // 8), bytes.fromhex(address))
+    packed = struct.pack(">%dI" % len(words), *words)
+    return packed.ljust(16, b"\0"), bytes.fromhex(port)
+
+
+def _read(path: str) -> Optional[str]:
+    try:
+        with open(path) as f:
+            return f.read()
+    except OSError:
+        return None
+
+
+def _numbers(path: str) -> List[int]:
+    text = _read(path) or ""
+    return [int(word) for word in text.split() if word.lstrip("-").isdigit()]
+
+
+def _memory_available() -> Optional[int]:
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _files_free() -> Optional[int]:
+    row = _numbers("/proc/sys/fs/file-nr")  # allocated, unused, maximum
+    return max(0, row[2] - row[0]) if len(row) == 3 else None
+
+
+def _processes_free() -> Optional[int]:
+    """Processes this host's kernel can still start (kernel.pid_max; /proc/loadavg counts the tasks there are)."""
+    most = _numbers("/proc/sys/kernel/pid_max")
+    load = (_read("/proc/loadavg") or "").split()
+    if not most or len(load) < 4 or "/" not in load[3]:
+        return None
+    return max(0, most[0] - int(load[3].split("/")[1]))
+
+
+def _conntrack_free() -> Optional[int]:
+    most = _numbers("/proc/sys/net/netfilter/nf_conntrack_max")
+    count = _numbers("/proc/sys/net/netfilter/nf_conntrack_count")
+    if not most or not count or count[0] == 0:
+        return None  # the module is absent, or tracks nothing in this network namespace
+    return max(0, most[0] - count[0])

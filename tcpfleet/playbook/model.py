@@ -1,0 +1,113 @@
+"""The typed records of a parsed playbook: what `parse` makes and `engine` runs.
+
+Everything here is plain immutable data. Strings that hold Jinja are still unrendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tcpfleet.playbook.catalogue import Module
+from tcpfleet.playbook.source import Where
+
+Part = Literal["block", "rescue", "always"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One ``block``; its tasks carry it in their `Task.inside`.
+
+    :ivar rescues: it has a ``rescue`` part.
+    """
+
+    number: int
+    name: str
+    rescues: bool
+
+
+@dataclass(frozen=True)
+class Loop:
+    """``loop`` with its ``loop_control``.
+
+    :ivar items: a list, or text whose rendering is one.
+    :ivar label: template for what is shown of an item; None shows the item.
+    """
+
+    items: Any
+    variable: str = "item"
+    index: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task with everything it inherits from its blocks and play already merged in.
+
+    :ivar when, changed_when, failed_when: conditions, all of which must hold; None where not given.
+    :ivar inside: enclosing blocks, outermost first, each with the part that the task stands in.
+    :ivar listen: for a handler: the topics it answers to beside its name.
+    """
+
+    name: str
+    module: Module
+    args: Mapping[str, Any]
+    where: Where
+    when: tuple[Any, ...] = ()
+    vars: Mapping[str, Any] = field(default_factory=dict)
+    loop: Loop | None = None
+    register: str | None = None
+    changed_when: tuple[Any, ...] | None = None
+    failed_when: tuple[Any, ...] | None = None
+    ignore_errors: Any = False
+    notify: tuple[str, ...] = ()
+    listen: tuple[str, ...] = ()
+    become: Any = None
+    become_user: Any = None
+    become_method: Any = None
+    check_mode: Any = None
+    no_log: Any = False
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+    inside: tuple[tuple[Block, Part], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the console calls it: its name, or its module's."""
+        return self.name or self.module.full_name
+
+
+@dataclass(frozen=True)
+class Play:
+    """One play.
+
+    :ivar sections: ``pre_tasks``, ``tasks``, ``post_tasks``: handlers are flushed after each.
+    :ivar vars_files: paths as written, possibly with Jinja in them.
+    """
+
+    name: str
+    hosts: str
+    where: Where
+    hosts_where: Where
+    sections: tuple[tuple[Task, ...], ...]
+    handlers: tuple[Task, ...]
+    gather_facts: bool
+    gather_subset: tuple[str, ...]
+    vars: Mapping[str, Any]
+    vars_files: tuple[str, ...]
+    become: Any = None
+    become_user: Any = None
+    become_method: Any = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """What the console calls it: its name, or its host pattern."""
+        return self.name or self.hosts
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks in order, handlers not included."""
+        return tuple(task for section in self.sections for task in section)

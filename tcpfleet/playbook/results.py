@@ -1,0 +1,143 @@
+"""What a run leaves behind: a result per task and host, and the recap in Ansible's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tcpfleet.errors import EXIT_HOST_FAILED, EXIT_OK, EXIT_UNREACHABLE, worst
+
+Status = Literal["ok", "changed", "skipped", "failed", "ignored", "rescued", "unreachable"]
+CENSORED = "the output has been hidden due to the fact that 'no_log: true' was specified for this result"
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """One item of a loop: what is shown of it, and its result as Ansible registers it."""
+
+    label: str
+    status: Status
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task came to on one host.
+
+    :ivar status: ``ignored``: failed under ignore_errors; ``rescued``: failed in a block with a rescue.
+    :ivar result: what ``register`` stores: the operation's fields, or ``results`` for a loop. Under no_log
+        only ``censored`` and the flags.
+    :ivar items: the items of a loop, in order.
+    """
+
+    host: str
+    task: str
+    module: str
+    status: Status
+    result: Mapping[str, Any]
+    items: tuple[ItemResult, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """Why it did what it did, in one text; empty when the operation said nothing."""
+        return str(self.result.get("msg", "") or "")
+
+    @property
+    def changed(self) -> bool:
+        """It changed something (or would, in check mode)."""
+        return bool(self.result.get("changed"))
+
+
+@dataclass
+class HostRecap:
+    """One line of the recap; the columns are Ansible's."""
+
+    ok: int = 0
+    changed: int = 0
+    unreachable: int = 0
+    failed: int = 0
+    skipped: int = 0
+    rescued: int = 0
+    ignored: int = 0
+
+    def count(self, result: TaskResult) -> None:
+        """Adds one task: an ignored failure counts as ok too, changed counts besides ok, as in Ansible."""
+        if result.status in ("ok", "changed", "ignored"):
+            self.ok += 1
+            self.changed += result.changed
+        if result.status == "ignored":
+            self.ignored += 1
+        elif result.status == "skipped":
+            self.skipped += 1
+        elif result.status == "failed":
+            self.failed += 1
+        elif result.status == "rescued":
+            self.rescued += 1
+        elif result.status == "unreachable":
+            self.unreachable += 1
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task of one play with its results, host name -> result, in inventory order."""
+
+    play: str
+    task: str
+    module: str
+    register: str | None
+    handler: bool
+    results: dict[str, TaskResult] = field(default_factory=dict)
+
+
+@dataclass
+class Recap:
+    """The outcome of a run.
+
+    :ivar hosts: host name -> counts, for every host that a play selected.
+    :ivar tasks: every task that began, in order.
+    :ivar reasons: host name -> one sentence, for hosts that failed or were unreachable.
+    """
+
+    hosts: dict[str, HostRecap] = field(default_factory=dict)
+    tasks: list[TaskRecord] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0, 2 when a host failed, 4 when one was unreachable (which wins)."""
+        codes = [EXIT_HOST_FAILED for one in self.hosts.values() if one.failed]
+        codes += [EXIT_UNREACHABLE for one in self.hosts.values() if one.unreachable]
+        return worst(codes) if codes else EXIT_OK
+
+    def registered(self, name: str) -> dict[str, TaskResult]:
+        """Host name -> the last result that was registered under a name.
+
+        >>> Recap().registered("nothing")
+        {}
+        """
+        found: dict[str, TaskResult] = {}
+        for record in self.tasks:
+            if record.register == name:
+                found.update(record.results)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``: ``hosts``, ``reasons`` and ``tasks`` with each host's result."""
+        return {
+            "hosts": {name: vars(recap).copy() for name, recap in self.hosts.items()},
+            "reasons": dict(self.reasons),
+            "tasks": [
+                {
+                    "play": record.play,
+                    "task": record.task,
+                    "module": record.module,
+                    "handler": record.handler,
+                    "hosts": {
+                        name: {"status": one.status, "result": dict(one.result)}
+                        for name, one in record.results.items()
+                    },
+                }
+                for record in self.tasks
+            ],
+        }

@@ -1,0 +1,185 @@
+"""Operations, case by case (cases/*.yml), under every Python that payload/ is meant for.
+
+A file holds cases of one operation: ``op``, and under ``cases`` name -> ``files`` (path -> text, ``{text, mode}``,
+``{link}`` or ``{dir: mode}``) and ``steps``: ``args``, ``check``, ``result`` (fields the result must have; a text
+beginning with ``~`` must be contained) and ``files`` (as they must be afterwards; null: nothing there).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from operations import TABLE, OperationError, _files, _kernel, setup
+
+from tests.unit.interpreters import INTERPRETERS
+
+HERE = Path(__file__).parent
+
+
+def all_cases() -> dict[str, Any]:
+    found = {}
+    for path in sorted((HERE / "cases").glob("*.yml")):
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, case in data["cases"].items():
+            found[f"{data['op']}: {name}"] = {"op": data["op"], **case}
+    return found
+
+
+@pytest.mark.parametrize("python", INTERPRETERS, ids=lambda path: path.parent.parent.name)
+def test_cases(python: Path) -> None:
+    done = subprocess.run(
+        [str(python), "-B", "-I", "-S", str(HERE / "run_cases.py")],
+        input=json.dumps(all_cases()).encode(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == {}
+
+
+def test_every_operation_of_a_playbook_module_has_cases() -> None:
+    from tcpfleet.playbook.actions import ACTIONS
+
+    tested = {case["op"] for case in all_cases().values()}
+    ours = {"systemd" if name == "systemd_service" else name for name in ACTIONS} & set(TABLE)
+    assert ours - tested - {"systemd", "setup"} == set()
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "status"),
+    [
+        ("write", errno.EINVAL, "refused"),
+        ("open", errno.EROFS, "read-only"),
+        ("open", errno.EACCES, "read-only"),
+        ("write", errno.EPERM, "read-only"),
+        ("open", errno.ENOENT, "absent"),
+    ],
+)
+def test_a_kernel_that_says_no(
+    where: str, number: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("1\n")
+    monkeypatch.setattr(_kernel, "PROC_SYS", str(tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernel.os, where, refuse)
+        found, code, _now, sentence = _kernel.write("key", "2")
+    assert (found, code) == (status, errno.errorcode[number])
+    assert "key" in sentence
+    assert (tmp_path / "key").read_text() == "1\n"
+
+
+def test_a_kernel_that_keeps_another_value_has_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("1\n")
+    monkeypatch.setattr(_kernel, "PROC_SYS", str(tmp_path))
+    monkeypatch.setattr(_kernel.os, "write", lambda *_: 2)
+    assert _kernel.write("key", "2")[0] == "refused"
+
+
+@pytest.mark.parametrize("name", ["", "..", "net.../x", "/etc/passwd", "net/../../etc", "a..b", "a//b"])
+def test_no_key_leads_out_of_proc_sys(name: str) -> None:
+    with pytest.raises(OperationError):
+        _kernel.key_path(name)
+
+
+def test_interface_names_with_dots() -> None:
+    assert _kernel.key_path("net.ipv4.conf.eth0/1.forwarding") == "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+    assert _kernel.key_path("net/ipv4/conf/eth0.1/forwarding") == "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename", "fchmod"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "f"
+    target.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, step, full)
+        with pytest.raises(OperationError) as caught:
+            _files.write_atomically(str(target), b"new", 0o600)
+    assert caught.value.fields["errno"] == "ENOSPC"
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "current", "mode"),
+    [
+        ("0644", 0, 0o644), ("644", 0, 0o644), (0o600, 0, 0o600), ("u=rw,g=r,o=", 0o777, 0o640),
+        ("u+x", 0o644, 0o744), ("a-w", 0o666, 0o444), ("g=u", 0o640, 0o660), ("u=rwX", 0o600, 0o600),
+        ("u=rwX", 0o711, 0o711), ("u+s", 0o755, 0o4755), ("+t", 0o777, 0o1777), (None, 0o640, 0o640),
+    ],
+)  # fmt: skip
+def test_modes(wanted: object, current: int, mode: int) -> None:
+    assert _files.parse_mode(wanted, current) == mode
+
+
+@pytest.mark.parametrize(
+    ("wanted", "picked"),
+    [
+        (["all"], ["min", "hardware", "network", "virtual", "tcpfleet"]),
+        (["!all"], ["min"]),
+        (["!all", "!min"], []),
+        (["!all", "network"], ["min", "network"]),
+        (["network"], ["min", "network"]),
+        (["!network"], ["min", "hardware", "virtual", "tcpfleet"]),
+    ],
+)
+def test_fact_subsets(wanted: list[str], picked: list[str]) -> None:
+    assert setup.chosen(wanted) == picked
+
+
+def test_facts_of_this_machine() -> None:
+    class Context:
+        check = diff = False
+
+    facts = setup.run({}, Context())["ansible_facts"]
+    assert facts["hostname"] == os.uname().nodename.split(".")[0]
+    assert facts["kernel"] == os.uname().release
+    assert facts["processor_nproc"] == len(os.sched_getaffinity(0))
+    assert facts["memtotal_mb"] > 0
+    assert facts["lo"]["ipv4"]["address"].startswith("127.")
+    assert not any(address.startswith("127.") for address in facts["all_ipv4_addresses"])
+    assert facts["tcpfleet"]["nofile"]["soft"] != 0
+    assert setup.run({"filter": ["ansible_kern*"]}, Context())["ansible_facts"].keys() >= {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (
+            'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n',
+            {
+                "distribution": "Debian",
+                "os_family": "Debian",
+                "distribution_version": "12",
+                "distribution_major_version": "12",
+                "distribution_release": "bookworm",
+            },
+        ),
+        ('NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="21.1"\n', {
+            "distribution": "Mint",
+            "os_family": "Debian",
+            "distribution_version": "21.1",
+            "distribution_major_version": "21",
+        }),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_distribution(text: str, facts: dict[str, str]) -> None:
+    assert setup.distribution_facts(text) == facts

@@ -1,0 +1,133 @@
+"""Hosts that are folders of this process: sessions that call payload operations directly, and a fleet of them."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from operations import TABLE, OperationError
+from tcpfleet.errors import HostFailed, Unreachable
+from tcpfleet.inventory import Inventory
+
+Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
+
+
+class Context:
+    """What agent.Context offers to operations."""
+
+    def __init__(self, check: bool, diff: bool) -> None:
+        self.check, self.diff = check, diff
+
+    def progress(self, data: dict[str, Any]) -> None:
+        """Dropped."""
+
+    def stopping(self) -> bool:
+        """Never."""
+        return False
+
+    def run_command(
+        self,
+        argv: list[str],
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Completed:
+        """As the agent's, without its supervision."""
+        done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout, env=env, cwd=cwd, check=False)
+        return Completed(done.returncode, done.stdout, done.stderr, False)
+
+
+@dataclass
+class Call:
+    """One call that arrived at a host."""
+
+    op: str
+    args: dict[str, Any]
+    check: bool
+    diff: bool
+    become: Any
+
+
+@dataclass
+class FakeSession:
+    """A session whose operations run in this process.
+
+    :ivar canned: operation -> result or exception to answer with instead of running it.
+    """
+
+    host: Any
+    canned: dict[str, Any] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+
+    def call(
+        self, op: str, args: dict[str, Any], *, check: bool = False, diff: bool = False, become: Any = None
+    ) -> dict[str, Any]:
+        """Runs the operation as the agent would."""
+        self.calls.append(Call(op, args, check, diff, become))
+        answer = self.canned.get(op)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not None:
+            return dict(answer(args)) if callable(answer) else dict(answer)
+        module = importlib.import_module("operations." + TABLE[op])
+        try:
+            return module.run(args, Context(check, diff))
+        except OperationError as error:
+            return {"changed": False, **error.fields, "failed": True, "msg": error.msg}
+
+
+@dataclass
+class Outcome:
+    """As tcpfleet.fleet.Outcome."""
+
+    host: Any
+    status: str
+    value: Any = None
+    error: str | None = None
+
+
+class FakeFleet:
+    """Runs one host after the other; hosts named in `gone` cannot be reached."""
+
+    def __init__(self, inventory: Inventory, canned: dict[str, Any] | None = None, gone: Sequence[str] = ()) -> None:
+        self.sessions = {
+            name: FakeSession(host, {} if canned is None else canned) for name, host in inventory.hosts.items()
+        }
+        self.gone = set(gone)
+
+    def run(
+        self,
+        function: Callable[[Any], Any],
+        hosts: Sequence[Any] | None = None,
+        *,
+        on_outcome: Callable[[Any], None] | None = None,
+    ) -> dict[str, Outcome]:
+        """As tcpfleet.fleet.Fleet.run."""
+        outcomes = {}
+        for host in hosts or ():
+            try:
+                if host.name in self.gone:
+                    raise Unreachable(f"{host.name}: no answer")
+                outcome = Outcome(host, "ok", function(self.sessions[host.name]))
+            except Unreachable as error:
+                self.gone.add(host.name)
+                outcome = Outcome(host, "unreachable", error=str(error))
+            except HostFailed as error:
+                outcome = Outcome(host, "failed", error=str(error))
+            outcomes[host.name] = outcome
+            if on_outcome is not None:
+                on_outcome(outcome)
+        return outcomes
+
+
+def inventory_of(folder: Path, text: str) -> Inventory:
+    """An inventory from its YAML text."""
+    path = folder / "hosts.yml"
+    path.write_text(text, encoding="utf-8")
+    return Inventory.load(path)

@@ -1,0 +1,598 @@
+"""echo_server: real sockets on loopback, the program in processes of its own, nothing left afterwards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import daemon
+import echo_plan
+import pytest
+from interpreters import INTERPRETERS
+
+PAYLOAD = Path(__file__).parents[2] / "payload"
+OLDEST, NEWEST = INTERPRETERS[0], INTERPRETERS[-1]
+MARK = "TCPFLEET_TEST_MARK"
+both = pytest.mark.parametrize("python", sorted({OLDEST, NEWEST}), ids=lambda p: p.parts[-3])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not reached in time"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """One server in `directory`, driven by its command line only."""
+
+    def __init__(self, directory: Path, python: Path = NEWEST, payload: Path = PAYLOAD) -> None:
+        self.directory, self.python, self.payload = directory, python, payload
+        self.pid_file, self.log_file = directory / "pid", directory / "log"
+        self.port = free_port()
+        self.mark = uuid.uuid4().hex
+        self.sockets: list[socket.socket] = []
+
+    def call(self, *arguments: str, nofile: int | None = None) -> subprocess.CompletedProcess[str]:
+        def limit() -> None:
+            if nofile is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
+
+        return subprocess.run(
+            [str(self.python), str(self.payload / "echo_server.py"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, MARK: self.mark},
+            preexec_fn=limit,
+        )
+
+    def start(self, *options: str, nofile: int | None = None) -> subprocess.CompletedProcess[str]:
+        return self.call(
+            "start",
+            *("--bind", "127.0.0.1", "--port", str(self.port)),
+            *("--pid-file", str(self.pid_file), "--log-file", str(self.log_file), *options),
+            nofile=nofile,
+        )
+
+    def started(self, *options: str, nofile: int | None = None) -> "Server":
+        done = self.start(*options, nofile=nofile)
+        assert done.returncode == 0, done.stderr
+        return self
+
+    def command(self, name: str) -> subprocess.CompletedProcess[str]:
+        return self.call(name, "--pid-file", str(self.pid_file))
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.command("status").stdout))
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def connect(self, verify: bool = True, timeout: float = 5.0) -> socket.socket:
+        s = socket.create_connection(("127.0.0.1", self.port), timeout)
+        self.sockets.append(s)
+        if verify:
+            exchange(s)
+        return s
+
+    def processes(self) -> list[int]:
+        """Return every live process of this server, found by its environment."""
+        needle = f"{MARK}={self.mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if needle in (entry / "environ").read_bytes():
+                        found.append(int(entry.name))
+        return found
+
+    def close(self) -> None:
+        for s in self.sockets:
+            s.close()
+        self.command("stop")
+        left = self.processes()
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, "processes left behind"
+        assert not [n for n in os.listdir(self.directory) if n.startswith("pid")], "files left behind"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    s = Server(tmp_path)
+    yield s
+    s.close()
+
+
+def exchange(s: socket.socket, message: bytes | None = None) -> None:
+    """Send a message and require the same bytes back."""
+    message = message or os.urandom(24) + b"\0end"
+    s.sendall(message)
+    assert receive(s, len(message)) == message
+
+
+def receive(s: socket.socket, size: int) -> bytes:
+    got = bytearray()
+    while len(got) < size:
+        piece = s.recv(min(1 << 20, size - len(got)))
+        assert piece, f"closed after {len(got)} of {size} bytes"
+        got += piece
+    return bytes(got)
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# -- life as a daemon ------------------------------------------------------------------------------------
+
+
+@both
+def test_life(python: Path, tmp_path: Path) -> None:
+    s = Server(tmp_path, python)
+    not_running = s.command("status")
+    assert (not_running.returncode, json.loads(not_running.stdout)) == (3, {"running": False})
+    assert s.command("stop").returncode == 0
+
+    begun = time.monotonic()
+    s.started("--workers", "2")
+    assert time.monotonic() - begun < 5
+    exchange(s.connect(), bytes(range(256)))
+    state = s.status()
+    pid = int(s.pid_file.read_text().splitlines()[0])
+    assert state["running"] and state["pid"] == pid and state["connections"] == 1
+    assert state["listening"] == [f"127.0.0.1:{s.port}"]
+    assert state["options"] == {
+        "bind": "127.0.0.1",
+        "port": s.port,
+        "mode": "echo",
+        "workers": 2,
+        "max_connections": None,
+    }
+    assert state["capacity"] == sum(w["limit"] for w in state["workers"]) > 0
+    assert state["echoes"] == 2 and state["bytes"] == 28 + 256
+    assert re.fullmatch("[0-9a-f]{12}", state["version"])
+    assert sorted(s.processes()) == sorted([pid] + [w["pid"] for w in state["workers"]])
+    for process in s.processes():
+        assert os.getsid(process) not in (os.getsid(0), 0) and os.getsid(process) == os.getsid(pid)
+        assert os.readlink(f"/proc/{process}/fd/0") == "/dev/null"
+        assert {os.readlink(f"/proc/{process}/fd/{fd}") for fd in (1, 2)} == {str(s.log_file)}
+    line = s.log().splitlines()[0]
+    assert re.match(rf"\d{{4}}-\d\d-\d\dT[\d:.]+[+-]\d{{4}} \[{pid}\] listening on 127.0.0.1:{s.port}: ", line)
+    stopped = s.command("stop")
+    assert (stopped.returncode, stopped.stdout) == (0, f"stopped pid {pid}\n")
+    assert s.command("status").returncode == 3
+    s.close()
+
+
+def test_started_twice(server: Server) -> None:
+    server.started()
+    again = server.start()
+    pid = server.status()["pid"]
+    assert again.returncode == 1
+    assert again.stderr == f"echo_server.py: already running as pid {pid} (pid file {server.pid_file})\n"
+
+
+def test_two_starts_at_once(server: Server) -> None:
+    results: list[subprocess.CompletedProcess[str]] = []
+    threads = [threading.Thread(target=lambda: results.append(server.start())) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(r.returncode for r in results) == [0, 1]
+    loser = next(r for r in results if r.returncode)
+    pid = server.status()["pid"]
+    assert f"already running as pid {pid}" in loser.stderr
+    server.connect()
+
+
+def test_a_stale_pid_file_of_a_killed_server(server: Server) -> None:
+    server.started("--workers", "2")
+    os.kill(server.status()["pid"], signal.SIGKILL)
+    wait_until(lambda: not server.processes(), 2)  # its workers end with it
+    assert server.command("status").returncode == 3
+    server.started()
+    server.connect()
+
+
+def test_the_pid_file_of_another_program(server: Server) -> None:
+    server.pid_file.write_text(f"{os.getpid()}\n")
+    done = server.start()
+    assert done.returncode == 1 and "belongs to another program" in done.stderr
+    assert server.command("stop").stdout == "not running\n"  # and is never signalled
+    server.pid_file.unlink()
+
+
+def test_a_port_in_use_names_who_has_it(server: Server) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        begun = time.monotonic()
+        done = server.start()
+        assert time.monotonic() - begun < 2
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"echo_server.py: 127.0.0.1 port {server.port} is in use by pid {os.getpid()} (")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--log-file", "/nowhere/log"], "cannot write the log /nowhere/log: No such file or directory"),
+        (["--pid-file", "/nowhere/pid"], "cannot write the pid file /nowhere/pid: No such file or directory"),
+        (["--bind", "192.0.2.1"], "cannot listen on 192.0.2.1 port"),
+        (["--bind", "no such host"], "cannot bind no such host:"),
+        (["--workers", "0"], "'0' is not a number from 1 to 512"),
+        (["--port", "70000"], "'70000' is not a number from 0 to 65535"),
+        (["--max-connections", "many"], "'many' is not a number"),
+    ],
+)
+def test_what_cannot_start_says_why(options: list[str], sentence: str, server: Server) -> None:
+    begun = time.monotonic()
+    done = server.start(*options)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and time.monotonic() - begun < 2
+
+
+def test_run_in_the_foreground_ends_on_ctrl_c(server: Server) -> None:
+    command = [str(NEWEST), str(PAYLOAD / "echo_server.py"), "run", "--bind", "127.0.0.1", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--port", str(server.port), "--log-file", str(server.log_file)],
+        start_new_session=True,
+        env={**os.environ, MARK: server.mark},
+    )
+    wait_until(lambda: server.log_file.exists() and "listening" in server.log())
+    server.connect()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
+    assert process.wait(5) == 0
+    assert "Traceback" not in server.log() and server.log().endswith("] stopped\n")
+
+
+def test_ipv6(server: Server) -> None:
+    server.started("--bind", "::1")
+    with socket.create_connection(("::1", server.port), 5) as s:
+        exchange(s)
+    assert server.status()["listening"] == [f"[::1]:{server.port}"]
+
+
+# -- echoing ---------------------------------------------------------------------------------------------
+
+
+@both
+def test_megabytes_past_a_slow_reader(python: Path, tmp_path: Path) -> None:
+    s = Server(tmp_path, python).started("--workers", "1")
+    other = s.connect()
+    slow = socket.socket()
+    s.sockets.append(slow)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", s.port))
+    data = os.urandom(24 << 20)
+    sender = threading.Thread(target=slow.sendall, args=(data,))
+    sender.start()
+    wait_until(lambda: s.status()["backpressured"] == 1)
+    exchange(other)  # nobody else waits
+    memory = int(Path(f"/proc/{s.status()['workers'][0]['pid']}/statm").read_text().split()[1]) * 4096
+    assert memory < 40 << 20
+    got = receive(slow, len(data))
+    sender.join()
+    assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
+    wait_until(lambda: s.status()["backpressured"] == 0)
+    exchange(slow)
+    s.close()
+
+
+def test_half_close_still_gets_everything(server: Server) -> None:
+    server.started()
+    s = server.connect()
+    data = os.urandom(1 << 20)
+    reader = threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
+    reader.start()
+    assert receive(s, len(data)) == data
+    assert s.recv(1) == b""
+    reader.join()
+
+
+def test_resets_leave_nothing(server: Server) -> None:
+    server.started("--workers", "2")
+    keep = server.connect()
+    descriptors = {w["pid"]: len(os.listdir(f"/proc/{w['pid']}/fd")) for w in server.status()["workers"]}
+    for s in [server.connect() for _ in range(300)]:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        s.close()
+    wait_until(lambda: server.status()["connections"] == 1)
+    assert {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in descriptors} == descriptors
+    exchange(keep)
+
+
+# -- capacity and balance --------------------------------------------------------------------------------
+
+
+@both
+def test_full_and_room_again(python: Path, tmp_path: Path) -> None:
+    """All capacity is usable, being full costs no CPU, and who waits is served when others leave."""
+    s = Server(tmp_path, python).started("--workers", "2", nofile=64)
+    capacity = s.status()["capacity"]
+    assert capacity == 2 * (64 - echo_plan.RESERVED - 2)
+    clients = [s.connect(verify=False) for _ in range(capacity + 30)]
+    for c in clients:
+        c.sendall(b"hello")
+    wait_until(lambda: s.status()["connections"] == capacity)
+    assert [w["full"] for w in s.status()["workers"]] == [1, 1]
+    before = cpu_seconds(s.processes())
+    time.sleep(0.6)
+    assert cpu_seconds(s.processes()) - before <= 0.03
+    served, waiting = [], []
+    for c in clients:
+        c.settimeout(0.0)
+        try:
+            assert c.recv(5) == b"hello"
+            served.append(c)
+        except BlockingIOError:
+            waiting.append(c)
+    assert (len(served), len(waiting)) == (capacity, 30)
+    for c in served[:30]:
+        c.close()
+    for c in waiting:
+        c.settimeout(5)
+        assert receive(c, 5) == b"hello"
+    for c in served[30:]:
+        c.settimeout(5)
+        exchange(c)
+    assert f"all {capacity} places are taken" in s.log()
+    assert s.log().count("places are taken") == 1
+    s.close()
+
+
+def test_out_of_descriptors_is_no_spin(server: Server) -> None:
+    """The limit sinks under the running worker: accept fails with EMFILE, pauses, and goes on."""
+    server.started("--workers", "1")
+    worker = server.status()["workers"][0]["pid"]
+    open_now = len(os.listdir(f"/proc/{worker}/fd"))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now + 5, 1000))
+    clients = [server.connect(verify=False) for _ in range(9)]
+    wait_until(lambda: "accepting pauses" in server.log())
+    before = cpu_seconds([worker])
+    time.sleep(0.5)
+    assert cpu_seconds([worker]) - before <= 0.02
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (1000, 1000))
+    for c in clients:
+        exchange(c)
+
+
+def test_balance_over_workers(server: Server) -> None:
+    server.started("--workers", "3")
+    for _ in range(3000):
+        server.connect(verify=False)
+    wait_until(lambda: server.status()["connections"] == 3000)
+    held = [w["connections"] for w in server.status()["workers"]]
+    assert max(held) <= 1.25 * 1000, held
+    for s in server.sockets:
+        s.sendall(b"x")
+    for s in server.sockets:
+        assert s.recv(1) == b"x"
+
+
+def test_a_stopped_worker_holds_up_nobody(server: Server) -> None:
+    server.started("--workers", "2")
+    stopped = server.status()["workers"][0]["pid"]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        for _ in range(150):
+            server.connect(timeout=3.0)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def test_connections_that_cannot_be_had_are_named(server: Server) -> None:
+    done = server.start("--workers", "1", "--max-connections", "1_000", nofile=100)
+    assert done.returncode == 0
+    note = "max-connections reduced from 1000 to 75: 1 workers with 100 open files each hold no more"
+    assert note in done.stdout and note in server.log()
+    state = server.status()
+    assert (state["note"], state["capacity"], state["nofile"]) == (note, 75, 100)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "nofile", "workers", "most", "expected"),
+    [
+        (2, 20000, None, None, [19974, 19974]),
+        (2, 20000, None, 1000, [500, 500]),
+        (2, 20000, None, 3, [2, 1]),
+        (2, 20000, 4, None, [19972] * 4),
+        (64, 1024, None, None, [936] * 64),
+        (1, 1048576, None, 1000000, [1000000]),
+        (2, 1048576, None, 1000000, [500000] * 2),
+        (1, 100, 1, 1000, [75]),
+    ],
+)
+def test_plan(cpus: int, nofile: int, workers: int | None, most: int | None, expected: list[int]) -> None:
+    plan = echo_plan.make_plan(cpus, nofile, workers, most)
+    assert list(plan.limits) == expected
+    assert bool(plan.note) == (most is not None and sum(expected) < most)
+    assert plan.nofile <= nofile
+
+
+def test_plan_adds_workers_for_many_connections() -> None:
+    assert len(echo_plan.make_plan(2, 20000, None, 200_000).limits) == 11
+    million = echo_plan.make_plan(2, 20000, None, 1_000_000)
+    assert sum(million.limits) == 1_000_000 and not million.note
+    hopeless = echo_plan.make_plan(2, 1024, None, 10_000_000)
+    assert hopeless.note and sum(hopeless.limits) == max(n * (1000 - n) for n in range(1, 513))
+
+
+def test_plan_without_room() -> None:
+    with pytest.raises(echo_plan.PlanError, match="an open-files limit of 26 leaves no room"):
+        echo_plan.make_plan(2, 26)
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_loses_only_its_own(server: Server) -> None:
+    server.started("--workers", "2")
+    clients = [server.connect() for _ in range(40)]
+    victim = server.status()["workers"][0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    begun = time.monotonic()
+    wait_until(lambda: server.status()["workers"][0]["pid"] not in (0, victim))
+    assert time.monotonic() - begun < 1.5
+    lost = 0
+    for c in clients:
+        try:
+            exchange(c)
+        except (AssertionError, ConnectionError):
+            lost += 1
+    assert 10 <= lost <= 30
+    wait_until(lambda: server.status()["connections"] == 40 - lost)
+    for _ in range(10):
+        server.connect()
+    assert "(killed by SIGKILL)" in server.log()
+
+
+def test_a_worker_that_dies_again_and_again_is_backed_off(server: Server) -> None:
+    server.started("--workers", "1")
+    for n in range(3):
+        wait_until(lambda: server.status()["workers"][0]["pid"] and len(server.processes()) == 2)
+        os.kill(server.status()["workers"][0]["pid"], signal.SIGKILL)
+        wait_until(lambda n=n: server.log().count("next one") == n + 1)
+    delays = re.findall(r"next one in ([\d.]+) s", server.log())
+    assert delays == ["0.1", "0.2", "0.4"]
+    wait_until(lambda: len(server.processes()) == 2)
+    server.connect()
+
+
+def test_stop_delivers_what_a_slow_reader_has_coming(server: Server) -> None:
+    server.started("--workers", "1")
+    idle, slow = server.connect(), server.connect()
+    slow.setblocking(False)
+    data, sent = os.urandom(32 << 20), 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += slow.send(data[sent : sent + 65536])
+    wait_until(lambda: server.status()["backpressured"] == 1)
+    echoed = server.status()["bytes"] - 2 * 28
+    assert 0 < echoed < sent
+    slow.settimeout(10)
+    stopper = threading.Thread(target=server.command, args=("stop",))
+    begun = time.monotonic()
+    stopper.start()
+    assert receive(slow, echoed) == data[:echoed]
+    stopper.join()
+    assert time.monotonic() - begun < 5
+    with contextlib.suppress(ConnectionResetError):
+        assert idle.recv(1) == b""
+
+
+def test_quit_is_at_once(server: Server) -> None:
+    server.started("--workers", "2")
+    server.connect()
+    begun = time.monotonic()
+    os.kill(server.status()["pid"], signal.SIGQUIT)
+    wait_until(lambda: not server.processes(), 2)
+    assert time.monotonic() - begun < 1
+
+
+def test_usr1_follows_a_log_rotation(server: Server) -> None:
+    server.started("--workers", "2")
+    client = server.connect()
+    rotated = server.directory / "log.1"
+    server.log_file.rename(rotated)
+    os.kill(server.status()["pid"], signal.SIGUSR1)
+    wait_until(lambda: {os.readlink(f"/proc/{p}/fd/2") for p in server.processes()} == {str(server.log_file)})
+    exchange(client)
+    server.command("stop")
+    assert "listening" in rotated.read_text() and "stopped" in server.log()
+
+
+@both
+def test_reload_loses_nothing(python: Path, tmp_path: Path) -> None:
+    payload = tmp_path / "payload"
+    shutil.copytree(PAYLOAD, payload, ignore=shutil.ignore_patterns("__pycache__"))
+    s = Server(tmp_path, python, payload).started("--workers", "2")
+    before = s.status()
+    clients = [s.connect() for _ in range(200)]
+    slow = s.connect()
+    slow.setblocking(False)
+    data, sent = os.urandom(32 << 20), 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += slow.send(data[sent : sent + 65536])
+    for c in clients:
+        c.sendall(b"on its way")
+    log_module = payload / "echo_log.py"
+    log_module.write_text(log_module.read_text() + "\n# a new version\n")
+    done = s.command("reload")
+    assert done.returncode == 0, done.stderr + s.log()
+    for c in clients:
+        assert receive(c, 10) == b"on its way"
+    slow.settimeout(10)
+    assert receive(slow, sent) == data[:sent]
+    after = s.status()
+    assert after["version"] != before["version"] and f"version {after['version']}" in done.stdout
+    assert after["pid"] == before["pid"] and after["connections"] == 201
+    assert [w["pid"] for w in after["workers"]] == [w["pid"] for w in before["workers"]]
+    assert [w["generation"] for w in after["workers"]] == [2, 2]
+    assert after["accepted"] == 201
+    s.connect()
+    for c in clients:
+        c.close()
+    wait_until(lambda: s.status()["connections"] == 2)
+    victim = after["workers"][0]["pid"]
+    os.kill(victim, signal.SIGKILL)  # the supervisor still minds them
+    wait_until(lambda: s.status()["workers"][0]["pid"] not in (0, victim))
+    s.close()
+
+
+def test_reload_of_broken_code_keeps_the_old(server: Server) -> None:
+    server.payload = server.directory / "payload"
+    shutil.copytree(PAYLOAD, server.payload, ignore=shutil.ignore_patterns("__pycache__"))
+    server.started("--workers", "2")
+    client = server.connect()
+    before = server.status()
+    worker = server.payload / "echo_worker.py"
+    good = worker.read_text()
+    worker.write_text("raise RuntimeError('half an upload')\n")
+    try:
+        os.kill(before["pid"], signal.SIGHUP)
+        wait_until(lambda: "not reloaded" in server.log())
+    finally:
+        worker.write_text(good)
+    assert "the new code does not load: RuntimeError: half an upload" in server.log()
+    exchange(client)
+    after = server.status()
+    assert (after["pid"], after["version"]) == (before["pid"], before["version"])
+    assert after["reload"]["attempts"] == 1 and "half an upload" in after["reload"]["error"]
+    assert server.command("reload").returncode == 0
+    exchange(client)
+
+
+def test_nothing_of_the_server_stays_in_the_table_of_processes(server: Server) -> None:
+    server.started()
+    pid = server.status()["pid"]
+    server.command("stop")
+    assert daemon.process_start_time(pid) is None and not server.processes()
