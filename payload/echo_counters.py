@@ -26,7 +26,7 @@ COLUMNS = (
     "errors",  # connections ended by an error
     "generation",  # how often the worker in this slot has booted
 )
-GLOBALS = ("full_logged",)  # monotonic seconds of the last "all places are taken" line
+GLOBALS = ("full_logged",)  # monotonic seconds of the last line about a pause in accepting
 HEADER = 16384
 _WORD = 8
 

@@ -32,7 +32,7 @@ ASIDE_SECONDS = 0.01  # how long a worker that is ahead leaves new connections t
 STARVED_SECONDS = 1.0  # pause after accept() failed for lack of a resource that others hold
 QUIET_SECONDS = 0.5  # graceful stop: how long requests that keep coming are still answered
 DRAIN_SECONDS = 5.0  # graceful stop: how long slow readers may take for what is already theirs
-FULL_LOG_SECONDS = 10  # at most one "all places are taken" line in this time
+FULL_LOG_SECONDS = 10  # at most one line about a pause in this time
 
 RESUME_OPTION = "--resume-worker"
 BOOT_ERROR = 3  # exit status of a worker that failed before it was ready, as in gunicorn
@@ -106,6 +106,8 @@ class Worker:
             self._nudge_in: self._nudged,
             self._wake_in: self._signalled,
         }
+        # All that is no plain connection, so that the hot path asks once per event.
+        self._special = set(self._control) | set(self._pending)
 
     def run(self) -> int:
         """Serve until SIGTERM (then drain) and return 0."""
@@ -135,7 +137,7 @@ class Worker:
         Returns whether the last turn had any event.
         """
         poll, read, write = self._epoll.poll, os.read, os.write
-        pending, control = self._pending, self._control
+        pending, control, special = self._pending, self._control, self._special
         slot = self._slot
         echo_cell, byte_cell = self._columns["echoes"], self._columns["bytes"]
         echoes, total = echo_cell[slot], byte_cell[slot]
@@ -150,12 +152,12 @@ class Worker:
             size = READ_SIZE if self._buffered < BUFFERED_MAX else SMALL_READ
             turned = False
             for fd, event in events:
-                if fd in control:
-                    control[fd](event)
-                    turned = True
-                    continue
-                if pending and fd in pending:
-                    self._flush(fd)
+                if fd in special:
+                    if fd in pending:
+                        self._flush(fd)
+                    else:
+                        control[fd](event)
+                        turned = True
                     continue
                 try:
                     data = read(fd, size)
@@ -190,6 +192,7 @@ class Worker:
     def _keep(self, fd: int, rest: bytes) -> None:
         """The peer does not read: keep the rest and read nothing more until it is written."""
         self._pending[fd] = rest
+        self._special.add(fd)
         self._buffered += len(rest)
         self._columns["backpressured"][self._slot] = len(self._pending)
         self._epoll.modify(fd, select.EPOLLOUT)
@@ -208,6 +211,7 @@ class Worker:
             self._pending[fd] = rest[sent:]
             return
         del self._pending[fd]
+        self._special.remove(fd)
         self._columns["backpressured"][self._slot] = len(self._pending)
         self._epoll.modify(fd, select.EPOLLIN)
 
@@ -219,6 +223,7 @@ class Worker:
             self._columns["errors"][self._slot] += 1
         rest = self._pending.pop(fd, None)
         if rest is not None:
+            self._special.remove(fd)
             self._buffered -= len(rest)
             self._columns["backpressured"][self._slot] = len(self._pending)
         if self._columns["full"][self._slot]:
@@ -309,10 +314,15 @@ class Worker:
         self._columns["full"][self._slot] = 1
         self._columns["times_full"][self._slot] += 1
         held, places = sum(self._all_connections), sum(self._columns["limit"])
+        if held >= places:
+            self._log_pause("all %d places are taken: new connections wait until others end" % places)
+
+    def _log_pause(self, message: str) -> None:
+        """Log why accepting pauses, at most once in FULL_LOG_SECONDS for all workers together."""
         now = int(time.monotonic())
-        if held >= places and now - self._counters.globals[0] >= FULL_LOG_SECONDS:
+        if now - self._counters.globals[0] >= FULL_LOG_SECONDS:
             self._counters.globals[0] = now
-            log("all %d places are taken: new connections wait until others end" % places)
+            log(message)
 
     def _starve(self, e: OSError) -> None:
         """accept() lacks a resource: try again after a pause or when a connection ends, never in a spin."""
@@ -320,7 +330,7 @@ class Worker:
         self._rejoin_at = time.monotonic() + STARVED_SECONDS
         self._columns["full"][self._slot] = 1
         self._columns["times_full"][self._slot] += 1
-        log("accepting pauses for %g s: %s" % (STARVED_SECONDS, e.strerror))
+        self._log_pause("accepting pauses for %g s: %s" % (STARVED_SECONDS, e.strerror))
 
     def _nudge_another(self) -> None:
         """Wake the worker with the fewest connections that has room: connections are waiting for it."""

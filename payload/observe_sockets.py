@@ -1,8 +1,8 @@
 """TCP states of one port, counted where the sockets are: in comes a port, out come a few numbers.
 
 Three sources, tried in order of cost: netlink (`observe_netlink`), ``ss -tan`` read line by line, and
-/proc/net/tcp{,6} read line by line. Memory stays the same for ten sockets or a million. The answer says
-which source was used and why the ones before it were not.
+/proc/net/tcp{,6} read line by line. Memory stays the same for ten sockets or a million (but for the last source,
+see `MAX_SEEN`). The answer says which source was used and why the ones before it were not.
 """
 
 import os
@@ -24,6 +24,7 @@ from observe_read import stream_command, unavailable
 SOURCES = ("netlink", "ss", "proc")
 MAX_PEERS = 4096  # addresses remembered; the sockets of further ones are counted as "other"
 TOP_PEERS = 20  # addresses reported
+MAX_SEEN = 1000000  # sockets told apart in /proc/net/tcp, about 60 bytes each
 MAX_LISTENERS = 1024  # a prefork server with SO_REUSEPORT has one per worker
 
 
@@ -31,7 +32,8 @@ class Tally(object):
     """Sums sockets of one port: states by side, listeners, sockets per peer address.
 
     A socket whose local port is the port counts as server side, else, with the port at the far end, as client
-    side; on loopback both ends of a connection are sockets of this host and each is counted on its side.
+    side; on loopback both ends of a connection are sockets of this host and each is counted on its side. When
+    both ports are the port (a client that plans its source ports may get there) see `settle`.
 
     :param port: the port, 1 to 65535.
     """
@@ -40,6 +42,7 @@ class Tally(object):
         self.port = port
         self.server = dict.fromkeys(STATES, 0)
         self.client = dict.fromkeys(STATES, 0)
+        self.twins = []
         self.listeners = []
         self.more_listeners = 0
         self.peers = {"server": {}, "client": {}}
@@ -47,7 +50,10 @@ class Tally(object):
 
     def add(self, state, recv_q, send_q, local, lport, remote, rport):
         """Counts one socket; addresses are any hashable, turned to text only when reported."""
-        if lport == self.port:
+        if lport == rport:
+            if lport == self.port:
+                self.twins.append((state, local, remote))
+        elif lport == self.port:
             self.server[state] += 1
             if state == "LISTEN":
                 if len(self.listeners) < MAX_LISTENERS:
@@ -59,6 +65,21 @@ class Tally(object):
         elif rport == self.port:
             self.client[state] += 1
             self.add_peer("client", remote)
+
+    def settle(self):
+        """Assigns the sockets with the port at both ends, at most one per pair of addresses.
+
+        Without a listener here they are clients. With one they are the server's, except that of two that are
+        each other's ends one is the client.
+        """
+        ends = {}
+        for state, local, remote in self.twins:
+            mirrored = ends.pop((remote, local), 0)
+            ends[(local, remote)] = 1
+            side = "client" if mirrored or not self.listeners else "server"
+            getattr(self, side)[state] += 1
+            self.add_peer(side, remote)
+        self.twins = []
 
     def add_peer(self, side, remote):
         """Counts one socket of that side for the address at its far end."""
@@ -82,6 +103,7 @@ class Tally(object):
 
     def result(self, address_text, backlog_known):
         """``(states, listeners)`` as plain data; see `count_sockets`."""
+        self.settle()
         states = {
             "server": self.server,
             "client": self.client,
@@ -124,8 +146,9 @@ def from_netlink(port, tally, timeout, stopping=None):
         name = names.get(state, "CLOSED")
         remote = dst[:4] if family == ipv4 else dst
         if sport == wanted:
-            if name == "LISTEN":
-                tally.add(name, recv_q, send_q, src[:4] if family == ipv4 else src, port, remote, 0)
+            if name == "LISTEN" or dport == wanted:
+                far = port if dport == wanted else 0
+                tally.add(name, recv_q, send_q, src[:4] if family == ipv4 else src, port, remote, far)
                 return
             server[name] += 1
             if remote in server_peers:
@@ -170,6 +193,9 @@ def from_proc(port, tally, timeout, stopping=None):
     deadline = time.monotonic() + timeout
     little = sys.byteorder == "little"
     suffix = ":%04X" % port
+    # The kernel finds its place in the table again for every 4 KiB it hands out, and while connections come and
+    # go it repeats some: 15,253 lines were seen for 15,000 sockets.
+    seen = set()
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         if path.endswith("6") and not os.path.exists(path):
             continue  # IPv6 is off
@@ -179,6 +205,12 @@ def from_proc(port, tally, timeout, stopping=None):
                     raise RuntimeError("%s: time limit of %g s" % (path, timeout))
                 found = parse_proc_tcp(line) if suffix in line else None
                 if found:
+                    fields = line.split()
+                    key = hash((fields[1], fields[2], fields[9]))  # addresses and inode
+                    if key in seen:
+                        continue
+                    if len(seen) < MAX_SEEN:
+                        seen.add(key)
                     state, recv_q, send_q, local, lport, remote, rport = found
                     local, remote = hex_address(local, little), hex_address(remote, little)
                     tally.add(state, recv_q, send_q, local, lport, remote, rport)

@@ -163,13 +163,17 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         sources = (stress_facts.route_source(family, target),)
     facts = stress_facts.read_facts(family, target, sources, options.ports)
     index, slices = options.slice
-    workers = options.workers
-    if options.in_flight and not workers and options.in_flight < facts.cpus:
-        workers = 1  # each worker has at least one connection in flight
-    request = Request(options.connections, sources, index, slices, workers, options.ports)
+    request = Request(options.connections, sources, index, slices, options.workers, options.ports)
     plan = stress_plan.make_plan(request, facts)
-    if options.in_flight and len(plan.workers) > options.in_flight:
-        raise BadUse("--in-flight {} is less than the {} workers".format(options.in_flight, len(plan.workers)))
+    at_once = workers = len(plan.workers)
+    if options.rate:
+        if options.in_flight and options.in_flight < workers:
+            raise BadUse(
+                "--in-flight {} with --rate is less than the {} workers".format(options.in_flight, workers)
+            )
+    else:
+        # More than the processors would only take turns on them, a few connects each; so they queue instead.
+        at_once = min(workers, facts.cpus, options.in_flight or workers)
     first = options.first_conn if options.first_conn is not None else index * options.connections
     settings = Settings(
         family=family,
@@ -186,7 +190,8 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         close=options.close,
         first_conn=first,
         connections=options.connections,
-        workers=len(plan.workers),
+        workers=workers,
+        at_once=at_once,
     )
     show = {k: v for k, v in sorted(vars(options).items()) if k not in ("json", "detach", "plan")}
     course = Course(options.hold, None, None, options.barrier_timeout, lambda status: None, show)

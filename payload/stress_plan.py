@@ -69,8 +69,8 @@ WorkerShare = NamedTuple(
     "WorkerShare",
     [("index", int), ("connections", int), ("first", int), ("blocks", Tuple[PortBlock, ...])],
 )
-WorkerShare.__doc__ = """One worker's part: how many connections, the number of its first one within this client,
-and the source ports that are its own (spares included)."""
+WorkerShare.__doc__ = """One worker's part: how many connections, the number of its first one within this
+client, and the source ports that are its own (spares included)."""
 
 Plan = NamedTuple(
     "Plan",
@@ -84,8 +84,10 @@ Plan = NamedTuple(
         ("nofile", int),
     ],
 )
-Plan.__doc__ = """What will be done. usable: (address, port) pairs of this client's slice that are free; busy: those
-that are not; nofile: what each worker raises its limit to."""
+Plan.__doc__ = """What will be done.
+
+usable: (address, port) pairs of this client's slice that are free; busy: those that are not; nofile: what each
+worker raises its limit to."""
 
 
 class PlanRefused(Exception):

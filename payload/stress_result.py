@@ -117,7 +117,7 @@ def latencies(histograms: Dict[str, Histogram], steady: bool) -> Dict[str, Any]:
 
 def merge_histograms(parts: Sequence[Sequence[Histogram]]) -> Dict[str, Histogram]:
     """One histogram per name of HISTOGRAMS from each worker's."""
-    return dict((name, Histogram.merged(row[i] for row in parts)) for i, name in enumerate(HISTOGRAMS))
+    return {name: Histogram.merged(row[i] for row in parts) for i, name in enumerate(HISTOGRAMS)}
 
 
 def per_second(count: int, seconds: float) -> float:
@@ -236,7 +236,9 @@ def warnings(
         out.append("the asked rate of {:g} connects/s was not reached: {:g}".format(rate_asked, rate_got))
     slowest = max([r.counters["lag_us"] for r in reports] or [0])
     if slowest > 100000:
-        text = "a worker of the generator was busy or held up for {:.0f} ms in one turn: latencies up to that are its own"
+        text = (
+            "a worker was busy or held up for {:.0f} ms in one turn: latencies up to that are the generator's own"
+        )
         out.append(text.format(slowest / 1000.0))
     drops = sum(r.counters["drops"] for r in reports)
     if drops:

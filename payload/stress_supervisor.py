@@ -25,6 +25,7 @@ from stress_worker import Settings
 
 TURN_SECONDS = 0.02
 STATUS_SECONDS = 0.5
+STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
 
 Course = NamedTuple(
@@ -50,7 +51,9 @@ class _Child:
         self.share, self.slab = share, slab
         self.pid = 0
         self.pipe = -1
-        self.exited = False
+        self.begun = self.exited = False
+        self.progress = 0
+        self.progress_at = 0.0
         self.died = None  # type: Optional[str]
         self.died_at = 0.0
 
@@ -144,10 +147,11 @@ class Supervisor:
             self.state = "failed"
             return
         self._began, self._began_wall = time.monotonic(), time.time()
-        self._tell(stress_worker.GO)
         self._enter("ramp")
+        self._go()
         while not self._stopping and self._slowest() < slabs.RAMPED:
             self._turn()
+            self._go()
         if not self._stopping:
             self._enter("ramped")
             if self.course.wait_hold:
@@ -165,6 +169,28 @@ class Supervisor:
         self._enter("closing")
         while self._alive():
             self._turn()
+
+    def _go(self) -> None:
+        """Let waiting workers begin while fewer than `at_once` are getting on with their ramp.
+
+        One that got nothing verified for STUCK_SECONDS holds up nobody, unless --in-flight bounds the whole.
+        """
+        now = time.monotonic()
+        busy = 0
+        for child in self.children:
+            if child.begun and not child.exited:
+                counters = child.slab.counters()
+                if counters["last_us"] != child.progress:
+                    child.progress, child.progress_at = counters["last_us"], now
+                stuck = now - child.progress_at > STUCK_SECONDS and self.settings.in_flight is None
+                busy += counters["state"] < slabs.RAMPED and not stuck
+        for child in self.children:
+            if busy >= self.settings.at_once:
+                return
+            if not child.begun and not child.exited:
+                child.begun, child.progress_at = True, now
+                self._tell(stress_worker.GO, child)
+                busy += 1
 
     def _await(self, question: Callable[[], bool]) -> bool:
         """Ask until yes (True), the timeout or a stop."""
@@ -228,9 +254,9 @@ class Supervisor:
                     child.died = "ended with status {}".format(os.WEXITSTATUS(status))
                 child.died_at = time.time()
 
-    def _tell(self, command: bytes) -> None:
+    def _tell(self, command: bytes, only: Optional[_Child] = None) -> None:
         for child in self.children:
-            if child.pipe >= 0:
+            if child.pipe >= 0 and only in (None, child):
                 try:
                     os.write(child.pipe, command)
                 except BrokenPipeError:

@@ -59,7 +59,6 @@ SWEEP_PARTS = 10
 PUBLISH_SECONDS = 0.02
 PUBLISH_ALL_SECONDS = 0.25
 RETRANSMIT_SECONDS = 0.9
-BUCKET_BITS = SUB_BITS + 1
 RST = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST and leaves no TIME_WAIT
 
 Settings = NamedTuple(
@@ -80,6 +79,7 @@ Settings = NamedTuple(
         ("first_conn", int),
         ("connections", int),
         ("workers", int),
+        ("at_once", int),
     ],
 )
 Settings.__doc__ = """What all workers of a client share.
@@ -87,7 +87,8 @@ Settings.__doc__ = """What all workers of a client share.
 target: a socket address; render(conn, seq) -> message; longest: bytes of it at most; expect: "echo" or "any";
 interval and timeouts in seconds; rate: connects/s of the whole client or None; in_flight: connections of the whole
 client between connect and first verified echo, None to follow the delay; close: "rst" or "fin";
-first_conn: number of the client's first connection in messages; connections, workers: of the whole client.
+first_conn: number of the client's first connection in messages; connections, workers: of the whole client; at_once: how many
+workers connect at the same time.
 """
 
 
@@ -120,7 +121,7 @@ class Worker:
         self.in_flight = 0
         self.stalled = set()  # type: Set[int]  # of those, what waits so long that it no longer fills the window
         self.last_good = self.last_timeout = 0.0
-        self.window = Window(settings.in_flight, settings.workers)
+        self.window = Window(settings.in_flight, settings.at_once)
         self.bucket = None  # type: Optional[TokenBucket]
         self.ports = _each_port(share.blocks)
         self.epoll = select.epoll()
@@ -156,7 +157,9 @@ class Worker:
             self.bucket = TokenBucket(rate, now + share.index / settings.rate)
         if self.mode.tick:
             self.beat_step = settings.interval / share.connections
-            self.beat_base = self.beat_time = now + self.beat_step * share.index / settings.workers
+            # On a clock that all workers share, so that their beats interleave whenever each began.
+            base = now - now % settings.interval
+            self.beat_base = self.beat_time = base + self.beat_step * share.index / settings.workers
             self.beat_number = 0
 
     def _loop(self) -> None:
@@ -169,6 +172,7 @@ class Worker:
         _, first, service, response = self.histograms
         first_counts, service_counts = first.counts, service.counts
         idle, awaiting, plain_read = self.IDLE, self.AWAITING, select.EPOLLIN
+        sub_bits, bucket_bits = SUB_BITS, SUB_BITS + 1
         size = self.settings.longest + 1  # one more, to see a reply that is too long
         partial = self.partial
         mode = self.mode
@@ -216,8 +220,8 @@ class Worker:
                 # A whole reply, verified. The buckets are Histogram.record's, inline.
                 echoed += 1
                 us = int((now - sent_at[fd]) * 1000000)
-                shift = us.bit_length() - BUCKET_BITS
-                bucket = us if shift <= 0 else (shift << SUB_BITS) + (us >> shift)
+                shift = us.bit_length() - bucket_bits
+                bucket = us if shift <= 0 else (shift << sub_bits) + (us >> shift)
                 if again and state[fd] == awaiting:
                     service_counts[bucket] += 1
                     if us > service.max:

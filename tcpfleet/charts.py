@@ -7,7 +7,7 @@ instead. Colours are CSS variables of the page (``--series-1`` ...), so one draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -15,7 +15,9 @@ from markupsafe import Markup
 Point = tuple[float, float | None]
 
 MAX_POINTS = 400  # per series; more cannot be told apart on a screen and would make the page heavy
-_COLOURS = tuple(f"var(--series-{number})" for number in range(1, 7))
+# Which of the page's --series-N a line has; others take theirs by position.
+_COLOUR_OF = {"open": 1, "established": 2, "failed": 3, "connect": 1, "service": 2, "response": 4}
+_TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
@@ -76,6 +78,16 @@ def ticks(highest: float) -> list[float]:
     return [step * number for number in range(math.ceil(highest / step) + 1)]
 
 
+def time_ticks(last: float) -> list[float]:
+    """Points in time for an axis from 0 to at most `last` seconds, on whole seconds, minutes or hours.
+
+    >>> time_ticks(7200)
+    [0, 1200, 2400, 3600, 4800, 6000, 7200]
+    """
+    step = next((size for size in _TIME_STEPS if size * 7 >= last), None) or math.ceil(last / 7 / 86400) * 86400
+    return [round(step * number, 3) for number in range(int(last / step + 1e-9) + 1)]
+
+
 def time_chart(name: str, title: str, unit: str, series: Mapping[str, Sequence[Point]]) -> Markup | None:
     """Lines over time.
 
@@ -90,9 +102,10 @@ def time_chart(name: str, title: str, unit: str, series: Mapping[str, Sequence[P
     import pygal
 
     longest = max(len(points) for points in series.values())
-    chart = pygal.XY(**_options(title, unit, show_dots=longest <= 60, allow_interruptions=True))
+    chart = pygal.XY(**_options(series, unit, show_dots=longest <= 60, allow_interruptions=True))
     chart.x_value_formatter = seconds_label
     chart.y_labels = ticks(max(value or 0 for points in series.values() for _, value in points))
+    chart.x_labels = time_ticks(max(t for points in series.values() for t, _ in points))
     for legend, points in series.items():
         chart.add(legend, thin(points))
     return _svg(chart, name, title)
@@ -113,7 +126,7 @@ def percentile_chart(
         return None
     import pygal
 
-    chart = pygal.Line(**_options(title, unit, show_dots=True, logarithmic=True))
+    chart = pygal.Line(**_options(series, unit, show_dots=True, logarithmic=True))
     chart.x_labels = list(labels)
     known = [value for values in drawable.values() for value in values if value is not None]
     first, last = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
@@ -123,9 +136,15 @@ def percentile_chart(
     return _svg(chart, name, title)
 
 
-def _options(title: str, unit: str, **more: Any) -> dict[str, Any]:
+def colour(legend: str, position: int) -> int:
+    """The N of --series-N for a line; position counts from 1."""
+    return _COLOUR_OF.get(legend, (position - 1) % 6 + 1)
+
+
+def _options(legends: Iterable[str], unit: str, **more: Any) -> dict[str, Any]:
     from pygal.style import Style
 
+    colours = tuple(f"var(--series-{colour(legend, place)})" for place, legend in enumerate(legends, 1))
     style = Style(
         background="transparent",
         plot_background="transparent",
@@ -134,8 +153,8 @@ def _options(title: str, unit: str, **more: Any) -> dict[str, Any]:
         foreground_subtle="var(--line)",
         guide_stroke_color="var(--line)",
         major_guide_stroke_color="var(--line)",
-        colors=_COLOURS,
-        value_colors=("var(--text)",) * len(_COLOURS),
+        colors=colours,
+        value_colors=("var(--text)",) * len(colours),
         font_family="system-ui, sans-serif",
         label_font_size=13,
         major_label_font_size=13,

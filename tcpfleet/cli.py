@@ -125,10 +125,10 @@ def number(option: str, value: Any, least: float, most: float, *, whole: bool = 
         amount = float(text[:-1] if factor > 1 else text) * factor
     except ValueError:
         raise BadInput(f"{option}: {value!r} is not a number (write 50000, 50k or 1M)") from None
+    if not least <= amount <= most:  # nan is outside too
+        raise BadInput(f"{option}: {value} is outside {least:g} to {most:g}")
     if whole and amount != int(amount):
         raise BadInput(f"{option}: {value!r} is not a whole number")
-    if not least <= amount <= most:
-        raise BadInput(f"{option}: {value} is outside {least:g} to {most:g}")
     return int(amount) if whole else amount
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from tcpfleet import lab
 from tcpfleet.errors import HostFailed, TcpfleetError, Unreachable
 from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Session, open_session
 
@@ -132,7 +133,11 @@ class Fleet:
                 lost.close()
         session = self._sessions.get(host.name)
         if session is None:
-            session = open_session(host, self._connection(host), connect_timeout=self._connect_timeout)
+            how = self._connection(host)
+            if lab.GROUP in host.groups and lab.is_down_for(how.address):
+                # Without the bridge the packets would leave this machine for whoever has that address out there.
+                raise Unreachable(f"{host.name}: the lab is not up on this machine: inv lab-up")
+            session = open_session(host, how, connect_timeout=self._connect_timeout)
             self._sessions[host.name] = session
         return session
 

@@ -160,6 +160,14 @@ def lab_hosts(addresses: Sequence[tuple[str, str | None]]) -> list[LabHost]:
     return hosts
 
 
+def is_down_for(address: str) -> bool:
+    """Whether `address` is one of the lab's while this machine has no lab."""
+    try:
+        return ipaddress.ip_address(address) in NETWORK and not Path(f"/sys/class/net/{BRIDGE}").exists()
+    except ValueError:
+        return False
+
+
 def why_not() -> str | None:
     """One sentence on why this machine cannot boot a lab, or None when it can."""
     if os.geteuid() != 0:

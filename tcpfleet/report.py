@@ -35,7 +35,7 @@ def safe_name(name: str) -> str:
     """A file name for any text: letters, digits, ``.``, ``_`` and ``-``; distinct for distinct texts.
 
     >>> safe_name("s1"), safe_name("../../etc/passwd")
-    ('s1', '_.._etc_passwd-9aabe1fc')
+    ('s1', '_.._etc_passwd-3754d6cb')
     """
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:80]
     if plain == name and plain:
@@ -140,6 +140,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report: one file, no script, nothing loaded."""
     environment = _environment(autoescape=True)
     environment.filters["num"] = _html_number
+    environment.globals["colour"] = charts.colour
     return environment.get_template("report.html.j2").render(report=report, charts=_charts(report))
 
 

@@ -103,6 +103,10 @@ class _View:
         seen = (host for phase in PHASES for host in observations.get(phase, {}))
         self.hosts = list(dict.fromkeys([*named, *sorted(seen)]))
         self.phases = [phase for phase in PHASES if observations.get(phase)]
+        self.machines: dict[str, str] = {}
+        for host in self.hosts:
+            twin = next((one for one in self.machines if self._one_kernel(one, host)), None)
+            self.machines[host] = self.machines[twin] if twin else f"machine of {host}"
 
     def get(self, phase: str, host: str) -> Any:
         """The observation of a host, or None when it was not made."""
@@ -126,8 +130,28 @@ class _View:
         return None
 
     def machine(self, host: str) -> str:
-        """What is equal for hosts on one kernel: the boot id, or the host's own name when it is not known."""
-        return self._identity(host, "boot_id") or f"host {host}"
+        """What is equal for hosts on one kernel, and only for them."""
+        return self.machines[host]
+
+    def _one_kernel(self, a: str, b: str) -> bool:
+        """Whether two hosts are one machine: equal boot id, or what only one kernel can show twice.
+
+        systemd-nspawn gives each container a boot id of its own; but the second of boot, the memory and (in one
+        phase, so at nearly the same moment) the count of context switches are the machine's.
+        """
+        boot = self._identity(a, "boot_id")
+        if boot is not None and boot == self._identity(b, "boot_id"):
+            return True
+        for phase in self.phases:
+            one, other = self.get(phase, a), self.get(phase, b)
+            equal = all(
+                dig(one, *path) is not None and dig(one, *path) == dig(other, *path)
+                for path in (("cpu", "boot_epoch"), ("memory", "MemTotal"), ("identity", "kernel"))
+            )
+            x, y = number_at(one, "cpu", "context_switches"), number_at(other, "cpu", "context_switches")
+            if equal and x is not None and y is not None and abs(x - y) <= max(x, y) / 100:
+                return True
+        return False
 
     def stack(self, host: str) -> str:
         """What is equal for hosts on one network stack: kernel and network namespace."""
@@ -156,7 +180,7 @@ class _View:
         for hosts in self.groups("machine").values():
             if len(hosts) > 1:
                 out.append(
-                    f"{', '.join(hosts)} are one machine (equal boot id): memory, CPU, open files and "
+                    f"{', '.join(hosts)} are one machine (one kernel): memory, CPU, open files and "
                     "packet queues are counted once."
                 )
         for hosts in self.groups("stack").values():
@@ -286,30 +310,16 @@ def latency_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
-def timeline(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows over time: t in seconds; open, established, failed in connections; rates per second.
+TIMELINE = ("open", "established", "failed", "connects_per_second", "echoes_per_second")
 
-    A rate is the row's own ``connects_per_second`` / ``echoes_per_second`` where given, else its ``connects`` /
-    ``echoes`` (counted since the row before) over the time since then.
-    """
-    rows: list[dict[str, Any]] = []
-    before = 0.0
-    for one in rows_at(run, "timeline"):
-        t = number_at(one, "t")
-        if t is None:
-            continue
-        row: dict[str, Any] = {"t": t}
-        for name in ("open", "established", "failed"):
-            row[name] = number_at(one, name)
-        for name in ("connects", "echoes"):
-            rate, count = number_at(one, f"{name}_per_second"), number_at(one, name)
-            # the first row often stands at t = 0: nothing can be said of a rate there
-            row[f"{name}_per_second"] = (
-                rate if rate is not None else count / (t - before) if count is not None and t > before else None
-            )
-        before = t
-        rows.append(row)
-    return rows
+
+def timeline(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Rows over time: t in seconds since the start, and `TIMELINE`: connections, and rates per second."""
+    return [
+        {"t": row["t"], **{name: number_at(row, name) for name in TIMELINE}}
+        for row in rows_at(run, "timeline")
+        if number_at(row, "t") is not None
+    ]
 
 
 def state_table(view: _View) -> dict[str, Any]:

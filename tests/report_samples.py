@@ -118,8 +118,8 @@ def timeline(seconds, total, step=1.0):
                 "t": t,
                 "open": established if t < seconds * 0.95 else int(total * 0.1),
                 "established": established,
-                "connects": established - before,
-                "echoes": int(established * 0.2 * wobble),
+                "connects_per_second": (established - before) / step,
+                "echoes_per_second": round(established * 0.2 * wobble, 1),
                 "failed": 0,
             }
         )

@@ -13,6 +13,7 @@ _PROPERTIES = (
     "FragmentPath",
     "NeedDaemonReload",
 )
+_RUNTIME = "/run/systemd/system"  # there when systemd is PID 1: sd_booted(3)
 _RUNNING = ("active", "activating", "reloading")
 _VERBS = {"started": "start", "stopped": "stop", "restarted": "restart", "reloaded": "reload"}
 
@@ -24,7 +25,7 @@ def run(args, context):
         ``daemon_reload`` (before anything else; alone it is reported unchanged, as Ansible does).
     :returns: ``status``: what systemd says about the unit afterwards.
     """
-    if not os.path.isdir("/run/systemd/system"):
+    if not os.path.isdir(_RUNTIME):
         raise OperationError("systemd is not the service manager of this host")
     name = args.get("name")
     if not name and any(args.get(key) is not None for key in ("state", "enabled", "masked")):

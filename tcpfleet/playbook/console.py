@@ -36,7 +36,7 @@ class ConsoleReporter(Reporter):
         self._banner(f"{'RUNNING HANDLER' if handler else 'TASK'} [{title}]")
 
     def host_result(self, task: Task, result: TaskResult) -> None:
-        """One line for a host that changed or failed (all when verbose), and one for each such item."""
+        """A line for each host or item that changed or failed, and what debug says; when verbose for all."""
         for item in result.items:
             if self._diff:
                 self._line(render_diff(item.result.get("diff")), end="")
@@ -46,7 +46,10 @@ class ConsoleReporter(Reporter):
             return
         if self._diff:
             self._line(render_diff(result.result.get("diff")), end="")
-        self._line(_host_line(result, self._verbose))
+        # What debug prints is what it is for.
+        speaks = result.module == "ansible.builtin.debug" and result.status == "ok"
+        if self._verbose or speaks or result.status not in ("ok", "skipped"):
+            self._line(_host_line(result, self._verbose))
 
     def play_end(self, recap: Recap) -> None:
         """The recap, and why hosts failed, last so that it is what one sees."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import daemon
 import pytest
-from interpreters import INTERPRETERS
+
+from tests.unit.interpreters import INTERPRETERS
 
 PAYLOAD = Path(__file__).parents[2] / "payload"
 

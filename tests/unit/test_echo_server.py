@@ -21,7 +21,8 @@ from typing import Any
 import daemon
 import echo_plan
 import pytest
-from interpreters import INTERPRETERS
+
+from tests.unit.interpreters import INTERPRETERS
 
 PAYLOAD = Path(__file__).parents[2] / "payload"
 OLDEST, NEWEST = INTERPRETERS[0], INTERPRETERS[-1]

@@ -86,7 +86,9 @@ def test_login_noise_before_the_agent_is_passed_over(tmp_path: Path) -> None:
         session.close()
 
 
-def test_the_payload_is_sent_once_and_only_trusted_as_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_payload_is_sent_once_and_only_trusted_as_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Path(os.path.expanduser("~"))
     data, digest = link.archive()
     copy = home / ".cache" / "tcpfleet" / f"agent-{digest}"

@@ -81,7 +81,12 @@ def result(verified: int, failed: int = 0, *, latency_us: int = 1000, step: floa
         "warnings": ["slow"] if failed else [],
         "hosts": [{"host": "x", "pid": 1, "workers": [{"index": 0, "pid": 2}]}],
         "timeline": [
-            {"t": round(step * n, 3), "time": 0, "established": min(verified, 10 * n), "open": min(verified, 10 * n)}
+            {
+                "t": round(step * n, 3),
+                "time": 0,
+                "established": min(verified, 10 * n),
+                "open": min(verified, 10 * n),
+            }
             | {"failed": failed, "echoes": min(verified, 10 * n)}
             for n in range(1, 21)
         ],
@@ -144,7 +149,8 @@ def test_no_result_at_all_is_a_fail() -> None:
 
 def test_timelines_of_different_steps_lie_over_each_other() -> None:
     rows = merge.merge_timelines([result(100)["timeline"], result(100, step=0.2)["timeline"]])
-    assert rows[-1]["open"] == 200 and rows[-1]["t"] == pytest.approx(4.0)
+    assert max(row["open"] for row in rows) == 200 and rows[-1]["established"] == 200
+    assert rows[-1]["open"] == 100 and rows[-1]["t"] == pytest.approx(4.0)  # the first client ended at 2 s
     assert all(later["established"] >= earlier["established"] for earlier, later in zip(rows, rows[1:]))
     assert sum(row["connects_per_second"] * 0.2 for row in rows) == pytest.approx(200, rel=0.1)
     assert merge.merge_timelines([]) == []

@@ -6,7 +6,7 @@ import struct
 import pytest
 import wire
 
-MESSAGES = [{"type": "beat"}, {"text": "中文 \udce4 \x00 \" \\"}, {"deep": [[[{}]]], "n": 1.5}]
+MESSAGES = [{"type": "beat"}, {"text": '中文 \udce4 \x00 " \\'}, {"deep": [[[{}]]], "n": 1.5}]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])

@@ -1,6 +1,7 @@
 """Every parser of `observe` on recorded input: one file per case under cases/.
 
-A case is ``{"parser", "input" (text, list of lines, or {"hex": ...}), "arguments": [...], "expected" | "raises"}``.
+A case is ``{"parser", "input", "arguments": [...], "expected" | "raises"}``; the input is text, a list of
+lines, or ``{"hex": [...]}``.
 """
 
 import json

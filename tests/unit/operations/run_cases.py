@@ -1,3 +1,4 @@
+# ruff: noqa: UP031
 """Runs operation cases under whatever Python starts this: JSON cases on stdin, JSON failures on stdout.
 
 Standard library only and Python 3.6 syntax, like the payload it tests. Every case gets a folder of its own;
@@ -21,7 +22,7 @@ from operations import TABLE, OperationError, _kernel
 Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
 
 
-class Context(object):
+class Context:
     def __init__(self, check, diff):
         self.check, self.diff = check, diff
 
@@ -71,12 +72,13 @@ def found(path):
     """What is at a path, in the words that `lay_out` takes; None for nothing."""
     if os.path.islink(path):
         return {"link": os.readlink(path)}
-    if os.path.isdir(path):
-        return {"dir": "%o" % stat.S_IMODE(os.stat(path).st_mode)}
     if not os.path.exists(path):
         return None
+    mode = f"{stat.S_IMODE(os.stat(path).st_mode):o}"
+    if os.path.isdir(path):
+        return {"dir": mode}
     with open(path, newline="") as handle:
-        return {"text": handle.read(), "mode": "%o" % stat.S_IMODE(os.stat(path).st_mode)}
+        return {"text": handle.read(), "mode": mode}
 
 
 def differs(expected, got, where):
@@ -113,7 +115,12 @@ def run_case(case, folder):
             if isinstance(expected, str) and isinstance(got, dict):
                 got = got.get("text")
             wrong += differs(expected, got, "%s: %s" % (where, path))
-    left = [name for root, _, names in os.walk(folder) for name in names if ".tcpfleet-" in name or ".validate-" in name]
+    left = [
+        name
+        for root, _, names in os.walk(folder)
+        for name in names
+        if ".tcpfleet-" in name or ".validate-" in name
+    ]
     return wrong + ["left behind: %s" % name for name in left]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operations import TABLE, OperationError, _files, _kernel, setup
+from operations import TABLE, OperationError, _files, _kernel, setup, systemd
 
 from tests.unit.interpreters import INTERPRETERS
 
@@ -163,7 +163,7 @@ def test_facts_of_this_machine() -> None:
     ("text", "facts"),
     [
         (
-            'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n',
+            'PRETTY_NAME="Debian GNU/Linux 12"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n',
             {
                 "distribution": "Debian",
                 "os_family": "Debian",
@@ -172,7 +172,7 @@ def test_facts_of_this_machine() -> None:
                 "distribution_release": "bookworm",
             },
         ),
-        ('NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="21.1"\n', {
+        ('NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu"\nVERSION_ID="21.1"\n', {
             "distribution": "Mint",
             "os_family": "Debian",
             "distribution_version": "21.1",
@@ -183,3 +183,74 @@ def test_facts_of_this_machine() -> None:
 )  # fmt: skip
 def test_distribution(text: str, facts: dict[str, str]) -> None:
     assert setup.distribution_facts(text) == facts
+
+
+class Systemctl:
+    """A context whose systemctl knows one unit."""
+
+    check = diff = False
+
+    def __init__(self, active: str = "inactive", enabled: str = "disabled", load: str = "loaded") -> None:
+        self.unit = {"LoadState": load, "ActiveState": active, "UnitFileState": enabled}
+        self.ran: list[str] = []
+
+    def run_command(self, argv: list[str], env: Any = None) -> Any:
+        verb = argv[1]
+        out = ""
+        if verb == "show":
+            out = "".join(f"{key}={value}\n" for key, value in self.unit.items())
+        else:
+            self.ran.append(verb)
+            after = {
+                "start": ("ActiveState", "active"),
+                "restart": ("ActiveState", "active"),
+                "stop": ("ActiveState", "inactive"),
+                "enable": ("UnitFileState", "enabled"),
+                "disable": ("UnitFileState", "disabled"),
+                "mask": ("LoadState", "masked"),
+            }
+            self.unit.update([after[verb]] if verb in after else [])
+        return type("Done", (), {"returncode": 0, "stdout": out.encode(), "stderr": b""})
+
+
+@pytest.mark.parametrize(
+    ("unit", "args", "ran", "changed"),
+    [
+        (("inactive",), {"state": "started"}, ["start"], True),
+        (("active",), {"state": "started"}, [], False),
+        (("active",), {"state": "stopped"}, ["stop"], True),
+        (("inactive",), {"state": "stopped"}, [], False),
+        (("active",), {"state": "restarted"}, ["restart"], True),
+        (("active",), {"state": "reloaded"}, ["reload"], True),
+        (("inactive",), {"state": "reloaded"}, ["start"], True),
+        (("active",), {"enabled": True, "daemon_reload": True}, ["daemon-reload", "enable"], True),
+        (("active", "enabled"), {"enabled": True}, [], False),
+        (("active", "static"), {"enabled": False}, [], False),
+        (("active",), {"masked": True}, ["mask"], True),
+    ],
+)
+def test_systemd(
+    unit: tuple[str, ...], args: dict[str, Any], ran: list[str], changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "_RUNTIME", "/")
+    context = Systemctl(*unit)
+    result = systemd.run({"name": "x", **args}, context)
+    assert (context.ran, result["changed"]) == (ran, changed)
+    assert result["msg"]
+    context = Systemctl(*unit)
+    context.check = True
+    assert systemd.run({"name": "x", **args}, context)["changed"] == changed
+    assert context.ran == []
+
+
+def test_systemd_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(systemd, "_RUNTIME", str(tmp_path / "none"))
+    with pytest.raises(OperationError, match="not the service manager"):
+        systemd.run({"name": "x", "state": "started"}, Systemctl())
+    monkeypatch.setattr(systemd, "_RUNTIME", "/")
+    with pytest.raises(OperationError, match="could not find the unit x"):
+        systemd.run({"name": "x", "state": "started"}, Systemctl(load="not-found"))
+    with pytest.raises(OperationError, match="cannot be enabled"):
+        systemd.run({"name": "x", "enabled": True}, Systemctl("active", "static"))
+    result = systemd.run({"daemon_reload": True}, Systemctl())
+    assert result["changed"] is False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from operations import TABLE, OperationError
+
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.inventory import Inventory
 
@@ -39,7 +40,9 @@ class Context:
         cwd: str | None = None,
     ) -> Completed:
         """As the agent's, without its supervision."""
-        done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout, env=env, cwd=cwd, check=False)
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, timeout=timeout, env=env, cwd=cwd, check=False
+        )
         return Completed(done.returncode, done.stdout, done.stderr, False)
 
 
@@ -95,7 +98,9 @@ class Outcome:
 class FakeFleet:
     """Runs one host after the other; hosts named in `gone` cannot be reached."""
 
-    def __init__(self, inventory: Inventory, canned: dict[str, Any] | None = None, gone: Sequence[str] = ()) -> None:
+    def __init__(
+        self, inventory: Inventory, canned: dict[str, Any] | None = None, gone: Sequence[str] = ()
+    ) -> None:
         self.sessions = {
             name: FakeSession(host, {} if canned is None else canned) for name, host in inventory.hosts.items()
         }

@@ -1,4 +1,4 @@
-"""Playbooks, case by case: errors/*.yml say which located errors a playbook must give, runs/*.yml what a run must do.
+"""Playbooks, case by case: errors/*.yml say which located errors a playbook must give, runs/*.yml what a run does.
 
 A case is a YAML mapping. Both kinds: `playbook`, `files` (name -> text beside it), `inventory`, `extra`. Errors:
 `errors`, each the beginning of one line. Runs: `recap` (host -> counts that are not 0), `registered`
@@ -85,7 +85,9 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_recap_has_ansibles_columns(tmp_path: Path) -> None:
-    (tmp_path / "play.yml").write_text("- hosts: all\n  gather_facts: false\n  tasks: [{ping: }]\n", encoding="utf-8")
+    (tmp_path / "play.yml").write_text(
+        "- hosts: all\n  gather_facts: false\n  tasks: [{ping: }]\n", encoding="utf-8"
+    )
     inventory = inventory_of(tmp_path, "all: {hosts: {h1: }}")
     out = io.StringIO()
     load(tmp_path / "play.yml").run(FakeFleet(inventory), inventory, reporter=ConsoleReporter(out))
@@ -97,9 +99,7 @@ def test_recap_has_ansibles_columns(tmp_path: Path) -> None:
 
 def test_diff_says_when_a_final_newline_is_missing() -> None:
     text = render_diff({"before": "a\nb", "after": "a\nc\n", "before_header": "/x", "after_header": "/x"})
-    assert text == (
-        "--- before: /x\n+++ after: /x\n@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+c\n"
-    )
+    assert text == ("--- before: /x\n+++ after: /x\n@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+c\n")
 
 
 def test_limit_and_tags(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Numbers as people write them, --json, exit codes, and the whole list of tasks."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tcpfleet import cli
+from tcpfleet.errors import BadInput, LocatedError, worst
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("50000", 50000), ("50k", 50000), ("1.5k", 1500), ("1M", 10**6), ("50_000", 50000), (7, 7)]
+)
+def test_numbers(text: object, value: int) -> None:
+    assert cli.number("--n", text, 1, 10**7) == value
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "1.5", "-1", "1e99", "nan", "inf", "11M", "0x10"])
+def test_what_is_not_a_number(text: str) -> None:
+    with pytest.raises(BadInput, match="--n"):
+        cli.number("--n", text, 1, 10**7)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([], 0), ([0], 0), ([3, 2], 2), ([2, 4], 4), ([4, 5], 5), ([5, 1], 1), ([1, 130, 4], 130), ([3], 3)],
+)
+def test_the_worst_code_wins(codes: list[int], code: int) -> None:
+    assert worst(codes) == code
+
+
+def test_a_located_error_reads_like_a_compiler_message() -> None:
+    assert str(LocatedError("unknown key `hots`", "a.yml", 3, 5)) == "a.yml:3:5: unknown key `hots`"
+    assert str(LocatedError("empty", "a.yml")) == "a.yml: empty"
+
+
+def invoke(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *words], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def test_the_list_has_every_task_with_a_sentence() -> None:
+    listed = json.loads(invoke("--list", "--list-format", "json").stdout)
+    names = {task["name"]: task["help"] for task in listed["tasks"]}
+    assert {"lab-up", "lab-down", "lab-status", "ping", "facts", "inventory", "play", "tune"} <= set(names)
+    assert {"deploy-server", "server-status", "stop-server", "stress", "stress-status", "stop-stress"} <= set(names)
+    assert {"collect-report", "demo", "test", "lint"} <= set(names)
+    assert all(len(text) > 20 for text in names.values())
+
+
+def test_listing_does_not_load_the_heavy_libraries() -> None:
+    code = (
+        "import sys, tasks; heavy = {'fabric', 'paramiko', 'jinja2', 'rich', 'pygal'} & set(sys.modules);"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_short_help_is_help() -> None:
+    assert "Usage: inv" in invoke("stress", "--help").stdout
+    begun = time.monotonic()
+    assert invoke("ping", "-h", "x").returncode == 1  # -h is not --hosts
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("tune",), 1, "--hosts"),
+        (("ping", "--hosts", "nosuch"), 1, "nosuch"),
+        (("ping", "--inventory", "/nonexistent"), 1, "/nonexistent"),
+        (("--dry", "ping"), 1, "--check"),
+        (("stress", "--per-client", "many", "--hosts", "local"), 1, "'many' is not a number"),
+        (("stress", "--hosts", "local", "--target", "192.0.2.1"), 1, "--allow-target"),
+        (("collect-report", "--run", "../../etc"), 1, "there is no run"),
+    ],
+)
+def test_bad_use_is_one_sentence_and_its_code(words: tuple[str, ...], code: int, said: str) -> None:
+    done = invoke(*words)
+    assert done.returncode == code and said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_json_is_one_object_on_stdout_even_for_errors() -> None:
+    done = invoke("ping", "--hosts", "nosuch", "--json")
+    assert json.loads(done.stdout) == {"error": done.stderr.strip().removeprefix("error: "), "exit_code": 1}
