@@ -301,7 +301,7 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
 
     started = daemon.start_daemon(main, path("log"))
     if not started.ok:
-        sys.stderr.write("stress_client: {}\n".format(started.message))
+        sys.stderr.write("stress_client.py: {}\n".format(started.message))
         return 2
     return OK
 
@@ -326,13 +326,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
             return run_detached(run, options.detach, options.barrier)
         return run_here(run, options.json)
     except (BadUse, stress_facts.FactsError, daemon.DaemonError) as e:
-        sys.stderr.write("stress_client: {}\n".format(e))
+        sys.stderr.write("stress_client.py: {}\n".format(e))
         return BAD_USE
     except PlanRefused as e:
-        sys.stderr.write("stress_client: refused: {}\n".format(e))
+        sys.stderr.write("stress_client.py: refused: {}\n".format(e))
         return REFUSED
     except OSError as e:
-        sys.stderr.write("stress_client: cannot start: {}\n".format(e.strerror or e))
+        sys.stderr.write("stress_client.py: cannot start: {}\n".format(e.strerror or e))
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -254,8 +254,8 @@ def host_rows(
             ),
             {},
         )
-        row["machine"] = seen.get("machine") or seen.get("boot_id")
-        row["kernel"] = seen.get("kernel")
+        identity = seen.get("identity") or {}
+        row["kernel"], row["boot_id"] = identity.get("kernel"), identity.get("boot_id")
     return list(rows.values())
 
 

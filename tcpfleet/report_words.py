@@ -87,7 +87,10 @@ COUNTERS: dict[str, CounterWords] = {
         "connections cut for lack of memory or too many orphans (tcp_mem, tcp_max_orphans)"
     ),
     "TCPAbortOnTimeout": CounterWords("connections given up after retransmissions"),
-    "TCPAbortOnData": CounterWords("connections reset because data arrived after close"),
+    "TCPAbortOnData": CounterWords(
+        "connections closed by a reset: by choice (as the load client does), or data after close",
+        False,
+    ),
     "TCPAbortOnClose": CounterWords("connections reset because the program closed with data unread"),
     "TCPAbortOnLinger": CounterWords("connections reset in FIN-WAIT-2 (linger)"),
     "TCPAbortFailed": CounterWords("resets that could not be sent"),
@@ -103,7 +106,7 @@ COUNTERS: dict[str, CounterWords] = {
     "TCPTimeouts": CounterWords("retransmission timers that fired"),
     "RetransSegs": CounterWords("segments sent again"),
     "AttemptFails": CounterWords("connection attempts that failed"),
-    "EstabResets": CounterWords("connections that ended by a reset"),
+    "EstabResets": CounterWords("connections that ended by a reset; the load client closes so", False),
     "InErrs": CounterWords("bad segments received"),
     "PAWSEstab": CounterWords("packets dropped: old timestamp"),
     "TCPDeferAcceptDrop": CounterWords("handshakes dropped by TCP_DEFER_ACCEPT"),

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,24 @@ def load(path: str | Path, extra_vars: Mapping[str, Any] | None = None) -> Playb
         problems.errors.extend(errors.errors)
         plays = ()
     folder = path.resolve().parent
+    known = {**extra, "playbook_dir": str(folder)}
+    plays = tuple(_with_hosts(play, known, problems) for play in plays)
     for play in plays:
-        _check_files(play, folder, extra, problems)
+        _check_files(play, known, folder, problems)
     problems.raise_if_any()
     return Playbook(path, plays, extra)
+
+
+def _with_hosts(play: Play, known: Mapping[str, Any], problems: Problems) -> Play:
+    """A play whose hosts are a pattern: as in Ansible, a template there can use -e variables only."""
+    if not template.is_template(play.hosts):
+        return play
+    try:
+        rendered = template.render(play.hosts, _Known(known, play.hosts_where), play.hosts_where)
+    except LocatedError as error:
+        problems.errors.append(error)
+        return play
+    return replace(play, hosts=",".join(rendered) if isinstance(rendered, list) else str(rendered))
 
 
 class _Known:
@@ -167,10 +181,10 @@ class _Known:
         return template.render(self._values[name], self, self._where)
 
 
-def _check_files(play: Play, folder: Path, extra: Mapping[str, Any], problems: Problems) -> None:
+def _check_files(play: Play, values: Mapping[str, Any], folder: Path, problems: Problems) -> None:
     """Templates, files and vars_files that the play names must exist and parse, as far as names are known."""
     # A play's own variable may be overridden by the inventory; a file it leads to is judged later, with hosts.
-    known = _Known({**extra, "playbook_dir": str(folder)}, play.where)
+    known = _Known(values, play.where)
     for task in (*play.tasks, *play.handlers):
         source = task.args.get("src")
         if task.module.name not in ("template", "copy") or not isinstance(source, str):

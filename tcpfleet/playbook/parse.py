@@ -249,8 +249,6 @@ class _Parser:
         else:
             hosts_where = place(found["hosts"][1])
             hosts = ",".join(self.words(found["hosts"][1], "hosts"))
-            if template.is_template(hosts):
-                self.problems.add(hosts_where, "hosts must be a pattern, templates are not supported here")
         common = self._inherit(found, _Inherited())
         handlers = self.tasks(found, "handlers", _Inherited(), handlers=True)
         self._handler_names = {name for one in handlers for name in (one.name, *one.listen)}

@@ -43,6 +43,18 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def client_socket() -> socket.socket:
+    """Return a socket bound to an address of its own.
+
+    A load test on this machine that planned every port of 127.0.0.1 (or its TIME_WAITs) leaves none for
+    connect() to choose: it skips any port that somebody has bound, whatever the address.
+    """
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("127.77.0.1", 0))
+    return s
+
+
 class Server:
     """One server in `directory`, driven by its command line only."""
 
@@ -90,8 +102,10 @@ class Server:
         return self.log_file.read_text()
 
     def connect(self, verify: bool = True, timeout: float = 5.0) -> socket.socket:
-        s = socket.create_connection(("127.0.0.1", self.port), timeout)
+        s = client_socket()
         self.sockets.append(s)
+        s.settimeout(timeout)
+        s.connect(("127.0.0.1", self.port))
         if verify:
             exchange(s)
         return s
@@ -288,7 +302,7 @@ def test_ipv6(server: Server) -> None:
 def test_megabytes_past_a_slow_reader(python: Path, tmp_path: Path) -> None:
     s = Server(tmp_path, python).started("--workers", "1")
     other = s.connect()
-    slow = socket.socket()
+    slow = client_socket()
     s.sockets.append(slow)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", s.port))

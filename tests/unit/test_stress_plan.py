@@ -82,7 +82,7 @@ REFUSALS = [
     (20000, {"workers": 1}, {}, [("open files per process (nofile)", 19936)], ["20,064", "20,000", "--workers"]),
     (5, {}, {"nofile": 64}, [("open files per process (nofile)", 0)], ["limit", "inv tune"]),
     (20000, {}, {"files_free": 39999}, [("open files (fs.file-max)", 19999)], ["40,000", "fs.file-max"]),
-    (20000, {}, {"memory_available": 66000000}, [("bytes of memory", 10000)], ["132,000,000", "both ends"]),
+    (20000, {}, {"memory_available": 80000000}, [("bytes of memory", 10000)], ["160,000,000", "both ends"]),
     (20000, {}, {"conntrack_free": 19999}, [("conntrack entries", 19999)], ["nf_conntrack_max"]),
     (20000, {}, {"processes_free": 1}, [("worker processes", 19936)], ["process limit"]),
     (
