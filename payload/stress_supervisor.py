@@ -82,8 +82,9 @@ class Supervisor:
         """Raise the limit and fork the workers. Raises OSError when a process cannot be had (none is left)."""
         nofile.raise_nofile(self.plan.nofile)
         gc.collect()
-        if hasattr(gc, "freeze"):
-            gc.freeze()  # 3.7: the collector would write to every page shared with the workers
+        freeze = getattr(gc, "freeze", None)
+        if freeze:
+            freeze()  # 3.7: the collector would write to every page shared with the workers
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signal.signal(getattr(signal, name), lambda number, frame: self._signals.append(number))
         sys.stdout.flush()

@@ -87,8 +87,8 @@ Settings.__doc__ = """What all workers of a client share.
 target: a socket address; render(conn, seq) -> message; longest: bytes of it at most; expect: "echo" or "any";
 interval and timeouts in seconds; rate: connects/s of the whole client or None; in_flight: connections of the whole
 client between connect and first verified echo, None to follow the delay; close: "rst" or "fin";
-first_conn: number of the client's first connection in messages; connections, workers: of the whole client; at_once: how many
-workers connect at the same time.
+first_conn: number of the client's first connection in messages; connections, workers: of the whole client;
+at_once: how many workers connect at the same time.
 """
 
 
@@ -166,6 +166,7 @@ class Worker:
         # Everything is local and inline: this runs 100,000 times a second.
         poll, read, write, now_of = self.epoll.poll, os.read, os.write, monotonic
         render = self.settings.render
+        service_max = 0
         state, conn, seq, awaited = self.state, self.conn, self.seq, self.awaited
         sent_at, intended = self.sent_at, self.intended
         counters = self.counters
@@ -224,8 +225,8 @@ class Worker:
                 bucket = us if shift <= 0 else (shift << sub_bits) + (us >> shift)
                 if again and state[fd] == awaiting:
                     service_counts[bucket] += 1
-                    if us > service.max:
-                        service.max = us
+                    if us > service_max:
+                        service_max = us
                     number = seq[fd] + 1
                     data = render(conn[fd], number)
                     try:
@@ -261,6 +262,8 @@ class Worker:
                     replied(self, fd, now)
             counters[ECHOED] += echoed
             counters[SENT] += messages
+            if service_max > service.max:
+                service.max = service_max
             now = now_of()
             if now - woke > self._longest_turn:
                 self._longest_turn = now - woke

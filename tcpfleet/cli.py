@@ -165,7 +165,7 @@ def task(
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         texts = {name: COMMON[name][1] for name in common} | (help or {})
         # Short flags would give -h to --hosts, and people expect help there.
-        made: Task[Any] = invoke_task(
+        made: Task[Any] = invoke_task(  # type: ignore[assignment]
             body, positional=list(positional), iterable=list(iterable), help=texts, auto_shortflags=False
         )
         return made

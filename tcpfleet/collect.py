@@ -47,8 +47,8 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
     if record is not None:
         counts = record["connections"]
         options.say(
-            f"run {record['run_id']}: verdict {record['verdict']}, {counts['verified']:,} of {counts['requested']:,} "
-            "connections verified"
+            f"run {record['run_id']}: verdict {record['verdict']}, {counts['verified']:,} of "
+            f"{counts['requested']:,} connections verified"
         )
         if record["wall"]:
             options.say(f"wall: {record['wall']['name']}; {record['wall']['fix']}")

@@ -42,7 +42,8 @@ def ping(options: Options) -> Answer:
             hello = outcome.value
             note = f"; payload could not be kept there ({hello['uncached']})" if hello["uncached"] else ""
             options.say(
-                f"{outcome.host.name}: ok, Python {hello['python']}, uid {hello['uid']}, {hello['seconds']:.2f} s{note}"
+                f"{outcome.host.name}: ok, Python {hello['python']}, uid {hello['uid']}, "
+                f"{hello['seconds']:.2f} s{note}"
             )
 
     with options.fleet(hosts) as fleet:

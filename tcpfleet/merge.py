@@ -266,8 +266,8 @@ def summary(record: Mapping[str, Any]) -> str:
         f"verdict: {record['verdict']}" + (" (interrupted)" if record["interrupted"] else ""),
         f"connections: {counts['requested']:,} requested, {counts['established']:,} established, "
         f"{counts['verified']:,} verified, {counts['failed']:,} failed, peak {counts['peak']:,}",
-        f"rate: {record['rate']['connects_per_second']:,.0f} connects/s over {record['seconds']['ramp']:.1f} s of ramp; "
-        f"{record['rate']['echoes_per_second']:,.0f} echoes/s",
+        f"rate: {record['rate']['connects_per_second']:,.0f} connects/s over "
+        f"{record['seconds']['ramp']:.1f} s of ramp; {record['rate']['echoes_per_second']:,.0f} echoes/s",
         f"echoes: {echoes['sent']:,} sent, {echoes['verified']:,} verified byte for byte, "
         f"{echoes['mismatched']:,} mismatched, {echoes['lost']:,} lost",
     ]

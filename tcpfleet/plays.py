@@ -1,7 +1,7 @@
 """The tasks that run playbooks: `play`, `tune`, `deploy-server`, `stop-server`.
 
-In: what the user typed. Out: Answers with the recap. The engine is `tcpfleet.playbook`; this module chooses the file,
-the variables and the hosts, and for `tune` adds what was read back from the hosts afterwards.
+In: what the user typed. Out: Answers with the recap. The engine is `tcpfleet.playbook`; this module chooses the
+file, the variables and the hosts, and for `tune` adds what was read back from the hosts afterwards.
 """
 
 from __future__ import annotations

@@ -59,8 +59,9 @@ class Progress:
             total = _add([client for clients in self._rows.values() for client in clients])
             self._printed = time.monotonic()
             line = (
-                f"{total['state']}: {total['open']:,} open, {total['verified']:,} of {self._requested:,} verified, "
-                f"{total['failed']:,} failed, {total['connects']:,.0f} connects/s, {total['echoes']:,.0f} echoes/s"
+                f"{total['state']}: {total['open']:,} open, {total['verified']:,} of {self._requested:,} "
+                f"verified, {total['failed']:,} failed, {total['connects']:,.0f} connects/s, "
+                f"{total['echoes']:,.0f} echoes/s"
             )
             if line != self._last_line:
                 self._last_line = line

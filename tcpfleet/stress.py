@@ -154,6 +154,7 @@ class Run:
         self.all_hosts = self.client_hosts + ([target] if target and target.name not in names else [])
         self.folder: Path | None = None
         self.started = ""
+        self.begun: set[str] = set()  # hosts on which clients may have been started
         self.cancelled = threading.Event()
         self.interrupted = False
         self.lost: dict[str, str] = {}
@@ -205,6 +206,7 @@ class Run:
             mine = [share for share in self.shares if share.host.name == session.host.name]
             if not mine:
                 return
+            self.begun.add(session.host.name)
             clients = [{"index": share.index, "arguments": self._arguments(share)} for share in mine]
             got = checked(session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients}))
             answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
@@ -242,7 +244,8 @@ class Run:
         state = outcome.value or {}
         if not state.get("listening"):
             raise Refused(
-                f"{target.host.name}: nothing listens on port {target.port}: start the server with `inv deploy-server`"
+                f"{target.host.name}: nothing listens on port {target.port}: "
+                "start the server with `inv deploy-server`"
             )
         capacity = state.get("capacity")
         if capacity is not None and capacity < wanted:
@@ -381,7 +384,8 @@ class Run:
                 session.call("stress", {"action": "remove", "run_id": self.run_id})
             return stopped
 
-        for outcome in fleet.run(stop, self.client_hosts, reconnect=True).values():
+        begun = [host for host in self.client_hosts if host.name in self.begun]
+        for outcome in fleet.run(stop, begun, reconnect=True).values():
             if outcome.status == "unreachable":
                 print(
                     f"warning: {outcome.error}; clients there end by themselves, at the latest after their plan",
@@ -393,11 +397,13 @@ class Run:
     def _each(
         self, fleet: Fleet, function: Callable[[Session], T], hosts: Sequence[Host] | None = None
     ) -> dict[str, Outcome[T]]:
-        """Run a stage on the client hosts, winning lost hosts back for PATIENCE seconds."""
+        """Run a stage on the client hosts, winning hosts that it loses back for PATIENCE seconds."""
+        lost_before = set(self.lost)
         outcomes = fleet.run(function, self.client_hosts if hosts is None else hosts, reconnect=True)
         deadline = time.monotonic() + PATIENCE
         while True:
             gone = [outcome.host for outcome in outcomes.values() if outcome.status == "unreachable"]
+            gone = [host for host in gone if host.name not in lost_before]  # those had their time
             if not gone or time.monotonic() > deadline:
                 break
             time.sleep(1.0)

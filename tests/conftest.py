@@ -1,7 +1,7 @@
 """Puts the checkout and payload/ on the path: payload modules import one another as top level, as on a host.
 
-Also the options of the suite: tests marked `full` run only under `--full`, tests marked `lab` only where a lab can be
-booted, and each says why it was skipped.
+Also the options of the suite: tests marked `full` run only under `--full`, tests marked `lab` only where a lab
+can be booted, and each says why it was skipped.
 """
 
 import sys

@@ -19,6 +19,7 @@ import threading
 import time
 
 import daemon
+
 from operations import OperationError
 
 START_TIMEOUT = 60.0  # seconds for one client to plan, fork its workers and say that it is ready
@@ -82,7 +83,7 @@ def start(folder, args, context):
 
 
 def poll(folder, args, context):
-    """Each client's status.json as ``clients``: [{"index", "alive", ...status}]; waits ``wait`` seconds first."""
+    """Each client's status.json as ``clients``: [{"index", "alive", ...}]; waits ``wait`` seconds first."""
     time.sleep(min(float(args.get("wait", 0)), 5.0))
     return {"changed": False, "msg": "", "clients": [_status(folder, name) for name in _clients(folder)]}
 
@@ -114,7 +115,7 @@ def result(folder, args, context):
 
 
 def stop(folder, args, context):
-    """SIGTERM to every client (graceful: each writes what it reached), SIGKILL to the rest after ``timeout`` s."""
+    """SIGTERM to every client (each writes what it reached), SIGKILL to the rest after ``timeout`` s."""
     pids = {client: daemon.PidFile.read(os.path.join(folder, client, "pid")) for client in _clients(folder)}
     alive = {client: pid for client, pid in pids.items() if pid}
     for pid in alive.values():
@@ -128,7 +129,7 @@ def stop(folder, args, context):
     stopped = sum(1 for pid in pids.values() if pid)
     return {
         "changed": bool(stopped),
-        "msg": "stopped {} clients, {} of them by force".format(stopped, len(alive)) if stopped else "none was running",
+        "msg": "stopped {} clients, {} by force".format(stopped, len(alive)) if stopped else "none was running",
         "stopped": stopped,
         "killed": len(alive),
     }
@@ -150,8 +151,10 @@ def list_runs(args, context):
     """``runs``: {run id: [status of each client]} of all runs that this host still holds."""
     top = os.path.join(state_directory(), "runs")
     names = sorted(os.listdir(top)) if os.path.isdir(top) else []
-    runs = {name: [_status(os.path.join(top, name), client) for client in _clients(os.path.join(top, name))]
-            for name in names}
+    runs = {
+        name: [_status(os.path.join(top, name), client) for client in _clients(os.path.join(top, name))]
+        for name in names
+    }
     return {"changed": False, "msg": "{} runs".format(len(runs)), "runs": runs}
 
 
@@ -174,7 +177,8 @@ def _install_programs(sources):
     import hashlib
 
     names = sorted(name for name in sources if "/" not in name and name not in ("stub", "agent"))
-    digest = hashlib.sha256("\0".join(name + "\0" + sources[name] for name in names).encode("utf-8")).hexdigest()[:16]
+    content = "\0".join(name + "\0" + sources[name] for name in names)
+    digest = hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
     top = os.path.join(state_directory(), "programs")
     place = os.path.join(top, digest)
     if os.path.isdir(place):

@@ -1,5 +1,6 @@
 """Dealing clients to hosts, finding the target, and merging what clients report: pure functions by tables."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,6 @@ def test_timelines_of_different_steps_lie_over_each_other() -> None:
     rows = merge.merge_timelines([result(100)["timeline"], result(100, step=0.2)["timeline"]])
     assert max(row["open"] for row in rows) == 200 and rows[-1]["established"] == 200
     assert rows[-1]["open"] == 100 and rows[-1]["t"] == pytest.approx(4.0)  # the first client ended at 2 s
-    assert all(later["established"] >= earlier["established"] for earlier, later in zip(rows, rows[1:]))
+    assert all(later["established"] >= earlier["established"] for earlier, later in pairwise(rows))
     assert sum(row["connects_per_second"] * 0.2 for row in rows) == pytest.approx(200, rel=0.1)
     assert merge.merge_timelines([]) == []
