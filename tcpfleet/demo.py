@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tcpfleet import collect, lab, lab_tasks, plays, stress_tasks
+from tcpfleet import collect, lab, lab_tasks, plays, runs, stress_tasks
 from tcpfleet.cli import COMMON, ROOT, Answer, Options
 from tcpfleet.errors import worst
 
@@ -24,9 +24,13 @@ def run(options: Options, *, local: bool) -> Answer:
     """Tell the story; the answer is the run's record, its code the worst of all steps."""
     reason = "--local was given" if local else _why_no_lab(options)
     if reason is None:
-        return _on_lab(options)
-    options.say(f"demo on this machine over a local link ({reason}); tuning is only checked")
-    return _on_local(options)
+        answer = _on_lab(options)
+    else:
+        options.say(f"demo on this machine over a local link ({reason}); tuning is only checked")
+        answer = _on_local(options)
+    if "run_id" in answer.data:
+        options.say(f"\nthe report: {runs.REPORTS / answer.data['run_id'] / 'report.html'}")
+    return answer
 
 
 def _why_no_lab(options: Options) -> str | None:

@@ -10,6 +10,7 @@ The same cases are also put to Ansible itself.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
