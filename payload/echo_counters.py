@@ -23,7 +23,8 @@ COLUMNS = (
     "backpressured",  # connections now waiting for a slow reader
     "full",  # 1 while it does not accept because it is at its limit or out of descriptors
     "times_full",
-    "errors",  # connections ended by an error
+    "resets",  # connections that the peer ended with RST while no reply was owed
+    "errors",  # connections ended by any other error
     "generation",  # how often the worker in this slot has booted
 )
 GLOBALS = ("full_logged",)  # monotonic seconds of the last line about a pause in accepting

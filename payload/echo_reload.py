@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterable, List, Optional
 
 # Raise this when WorkerSetup, a saved state or the counters' columns change their meaning: running
 # processes then refuse the reload instead of handing the new code something it cannot read.
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 PROBE_SECONDS = 10.0
 PROBE_OPTION = "--probe"
 

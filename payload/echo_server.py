@@ -82,8 +82,8 @@ def status(pid_file: str) -> Optional[Dict[str, Any]]:
     """Return the state of the server with this pid file, None if none runs (or it is just starting).
 
     Keys: running, pid, started, version, options, listening, backlog, capacity, nofile, connections,
-    accepted, echoes, bytes, note, log_file, workers. Nothing is asked of the server: all is read from
-    its shared counters, so this works however busy it is.
+    accepted, echoes, bytes, backpressured, resets, errors, note, log_file, workers. Nothing is asked of the
+    server: all is read from its shared counters, so this works however busy it is.
     """
     pid = PidFile.read(pid_file)
     if pid is None:
@@ -99,7 +99,7 @@ def status(pid_file: str) -> Optional[Dict[str, Any]]:
     state = {"running": True, "pid": pid}  # type: Dict[str, Any]
     state.update(header)
     state["capacity"] = sum(w["limit"] for w in workers)
-    for total in ("connections", "accepted", "echoes", "bytes", "backpressured", "errors"):
+    for total in ("connections", "accepted", "echoes", "bytes", "backpressured", "resets", "errors"):
         state[total] = sum(w[total] for w in workers)
     state["workers"] = workers
     return state

@@ -163,8 +163,8 @@ class Worker:
                     data = read(fd, size)
                 except BlockingIOError:
                     continue
-                except OSError:
-                    self._close(fd, failed=True)
+                except OSError as e:
+                    self._close(fd, "resets" if e.errno == errno.ECONNRESET else "errors")
                     continue
                 if not data:
                     self._close(fd)
@@ -174,7 +174,7 @@ class Worker:
                 except BlockingIOError:
                     sent = 0
                 except OSError:
-                    self._close(fd, failed=True)
+                    self._close(fd, "errors")
                     continue
                 echoes += 1
                 total += len(data)
@@ -204,7 +204,7 @@ class Worker:
         except BlockingIOError:
             return
         except OSError:
-            self._close(fd, failed=True)
+            self._close(fd, "errors")
             return
         self._buffered -= sent
         if sent < len(rest):
@@ -215,12 +215,16 @@ class Worker:
         self._columns["backpressured"][self._slot] = len(self._pending)
         self._epoll.modify(fd, select.EPOLLIN)
 
-    def _close(self, fd: int, failed: bool = False) -> None:
+    def _close(self, fd: int, count_as: Optional[str] = None) -> None:
+        """Forget a connection; `count_as`: "resets" or "errors" where it did not end with the peer's FIN.
+
+        A reset where nothing is owed is a normal end: it is how a client ends without TIME_WAIT.
+        """
         os.close(fd)  # leaves the epoll set by itself: nobody else has this descriptor
         self._connections -= 1
         self._all_connections[self._slot] = self._connections
-        if failed:
-            self._columns["errors"][self._slot] += 1
+        if count_as:
+            self._columns[count_as][self._slot] += 1
         rest = self._pending.pop(fd, None)
         if rest is not None:
             self._special.remove(fd)

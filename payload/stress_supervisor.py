@@ -24,6 +24,7 @@ from stress_result import Timeline, WorkerReport
 from stress_worker import Settings
 
 TURN_SECONDS = 0.02
+HANDOVER_SECONDS = 0.005  # between two looks whether the next worker may begin
 STATUS_SECONDS = 0.5
 STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
@@ -151,7 +152,7 @@ class Supervisor:
         self._enter("ramp")
         self._go()
         while not self._stopping and self._slowest() < slabs.RAMPED:
-            self._turn()
+            self._turn(seconds=HANDOVER_SECONDS)
             self._go()
         if not self._stopping:
             self._enter("ramped")
@@ -175,9 +176,14 @@ class Supervisor:
         """Let waiting workers begin while fewer than `at_once` are getting on with their ramp.
 
         One that got nothing verified for STUCK_SECONDS holds up nobody, unless --in-flight bounds the whole.
+        While the path holds but one message, they go one after the other: two workers would have two out.
         """
         now = time.monotonic()
         busy = 0
+        at_once, settings = self.settings.at_once, self.settings
+        if settings.rate is None and settings.in_flight is None:
+            held = [c.slab.counters()["echo_window"] for c in self.children if c.begun]
+            at_once = at_once if held and min(held) > 1 else 1
         for child in self.children:
             if child.begun and not child.exited:
                 counters = child.slab.counters()
@@ -186,7 +192,7 @@ class Supervisor:
                 stuck = now - child.progress_at > STUCK_SECONDS and self.settings.in_flight is None
                 busy += counters["state"] < slabs.RAMPED and not stuck
         for child in self.children:
-            if busy >= self.settings.at_once:
+            if busy >= at_once:
                 return
             if not child.begun and not child.exited:
                 child.begun, child.progress_at = True, now
@@ -204,9 +210,9 @@ class Supervisor:
 
     # -- one turn ----------------------------------------------------------------------------------------
 
-    def _turn(self, until: Optional[float] = None) -> None:
+    def _turn(self, until: Optional[float] = None, seconds: float = TURN_SECONDS) -> None:
         now = time.monotonic()
-        pause = TURN_SECONDS if until is None else max(0.0, min(TURN_SECONDS, until - now))
+        pause = seconds if until is None else max(0.0, min(seconds, until - now))
         time.sleep(pause)
         while self._signals:
             self._signals.pop(0)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from payload import wire
-from tcpfleet.errors import BadInput, Unreachable
+from tcpfleet.errors import BadInput, HostFailed, Unreachable
 
 if TYPE_CHECKING:
     import fabric
@@ -462,7 +462,8 @@ def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNEC
 
     :param how: `Inventory.connection(host)`.
     :param connect_timeout: seconds for the connection, and again for the agent's first word.
-    :raises Unreachable: one sentence on why: no route, refused, login, host key, no python3 ...
+    :raises Unreachable: one sentence on why: no route, refused, login, host key, silence ...
+    :raises HostFailed: it was reached, and no agent can run there: no python3, or too old a one.
     """
     local = how.kind == "local"
     python = how.python or (sys.executable if local else DEFAULT_PYTHON)
@@ -474,7 +475,7 @@ def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNEC
         try:
             stream = LocalStream(argv)
         except OSError as error:
-            raise Unreachable(f"{host.name}: cannot start {python}: {error.strerror}") from None
+            raise HostFailed(f"{host.name}: cannot start {python}: {error.strerror}") from None
     else:
         connection = _connect(how, connect_timeout)
         try:
@@ -504,7 +505,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         except OSError as error:
             raise Unreachable(f"{host.name}: connection lost: {_os_reason(error)}") from None
         if not part:
-            raise Unreachable(f"{host.name}: {_why_no_agent(python, *stream.last_words())}")
+            raise HostFailed(f"{host.name}: {_why_no_agent(python, *stream.last_words())}")
         return part
 
     def word_after_token() -> tuple[str, bytes]:
@@ -523,7 +524,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         stream.send(data, max(timeout, 60.0))
         deadline = time.monotonic() + max(timeout, 60.0)
     elif word.startswith("old"):
-        raise Unreachable(
+        raise HostFailed(
             f"{host.name}: {python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; "
             "set ansible_python_interpreter"
         )

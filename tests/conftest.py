@@ -4,7 +4,9 @@ Also the options of the suite: tests marked `full` run only under `--full`, test
 can be booted, and each says why it was skipped.
 """
 
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="long: runs under `inv test --full`"))
         if item.get_closest_marker("lab") and no_lab:
             item.add_marker(pytest.mark.skip(reason=no_lab))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """The whole run fails on a process, mount, interface, cgroup or descriptor that it leaves."""
+    from tests import leaks
+
+    before, descriptors = leaks.snapshot(), leaks.descriptors()
+    yield
+    gc.collect()
+    assert leaks.left_since(before) == {}
+    assert leaks.descriptors() <= descriptors

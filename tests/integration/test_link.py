@@ -35,7 +35,6 @@ C1 = "10.77.0.21"
         ({"ansible_host": C1, "ansible_port": 2222}, "Connection refused"),
         ({"ansible_host": C1, "ansible_user": "nobody"}, "refused the login of user nobody"),
         ({"ansible_host": C1, "ansible_ssh_private_key_file": "/nonexistent/key"}, "/nonexistent/key"),
-        ({"ansible_host": C1, "ansible_python_interpreter": "/usr/bin/python9"}, "there is no /usr/bin/python9"),
         ({"ansible_host": "no-such-name.invalid"}, "does not resolve"),
     ],
 )
@@ -46,6 +45,18 @@ def test_unreachable_is_one_sentence(
     assert data["hosts"]["well"]["status"] == "ok"
     assert data["hosts"]["sick"]["status"] == "unreachable" and said in data["hosts"]["sick"]["error"]
     assert "\n" not in data["hosts"]["sick"]["error"]
+
+
+def test_no_python_on_a_host_is_a_failure_of_that_host_alone(running_lab: Lab, inv: Inv, tmp_path: Path) -> None:
+    sick = {"ansible_host": C1, "ansible_python_interpreter": "/usr/bin/python9"}
+    path = inventory(tmp_path, sick=sick, well={"ansible_host": C1})
+    data = inv.json("ping", "--inventory", path, code=2)
+    assert data["hosts"]["well"]["status"] == "ok" and data["hosts"]["sick"]["status"] == "failed"
+    assert "there is no /usr/bin/python9 on this host" in data["hosts"]["sick"]["error"]
+    done = inv("tune", "--hosts", "sick", "--inventory", path, code=2)
+    assert "there is no /usr/bin/python9" in done.stdout
+    refused = inv("stress", "--hosts", "sick", "--target", "well:22", "--inventory", path, code=2)
+    assert "there is no /usr/bin/python9" in refused.stderr
 
 
 def test_a_changed_host_key_is_refused_before_any_login(running_lab: Lab, inv: Inv, tmp_path: Path) -> None:

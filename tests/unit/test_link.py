@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tcpfleet import link
-from tcpfleet.errors import Unreachable
+from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Connection, Host
 from tests.unit.interpreters import INTERPRETERS
@@ -41,7 +41,7 @@ def test_an_agent_runs_on_every_python(python: Path) -> None:
     ],
 )
 def test_no_python_is_one_sentence(python: str, said: str) -> None:
-    with pytest.raises(Unreachable, match=said):
+    with pytest.raises(HostFailed, match=said):
         link.open_session(HOST, local(python), connect_timeout=3)
 
 
@@ -55,7 +55,7 @@ def script(tmp_path: Path, body: str) -> str:
 def test_an_old_python_is_named(tmp_path: Path) -> None:
     # The stub's own arguments are -I -S -c CODE TOKEN ...; this stands for a Python that it turns away.
     python = script(tmp_path, 'shift 4; printf "\\n%s old 3.5.9\\n" "$1"')
-    with pytest.raises(Unreachable, match=r"is Python 3\.5\.9, tcpfleet needs 3\.6"):
+    with pytest.raises(HostFailed, match=r"is Python 3\.5\.9, tcpfleet needs 3\.6"):
         link.open_session(HOST, local(python), connect_timeout=3)
 
 
@@ -134,7 +134,7 @@ def test_a_dead_host_does_not_stop_the_others() -> None:
         outcomes = fleet.run(lambda session: session.call("ping", {})["ping"], on_outcome=seen.append)
         again = fleet.run(lambda session: session.hello["pid"])
     assert [name for name, outcome in outcomes.items() if outcome.status == "ok"] == ["h0", "h1", "h2", "h4", "h5"]
-    assert outcomes["h3"].status == "unreachable" and "/nonexistent" in str(outcomes["h3"].error)
+    assert outcomes["h3"].status == "failed" and "/nonexistent" in str(outcomes["h3"].error)
     assert len(seen) == 6 and list(outcomes) == [host.name for host in hosts]
     assert again["h3"].error == outcomes["h3"].error
 
