@@ -132,6 +132,7 @@ def stop_server(options: Options) -> Answer:
         "source": "addresses to connect from, comma separated",
         "ports": "source ports A-B (default: each host's ip_local_port_range)",
         "workers": "processes per client",
+        "in_flight": "first echoes outstanding at a time (default: as the round trip asks for)",
         "connect_timeout": "seconds (15)",
         "reply_timeout": "seconds (15)",
         "close": "rst or fin",
@@ -152,6 +153,7 @@ def stress(
     source: str = "",
     ports: str = "",
     workers: str = "",
+    in_flight: str = "",
     connect_timeout: str = "",
     reply_timeout: str = "",
     close: str = "",
@@ -161,7 +163,7 @@ def stress(
 
     client = {"rate": rate, "hold": hold, "mode": mode, "interval": interval, "message": message, "expect": expect}
     client |= {"source": source, "ports": ports, "workers": workers, "close": close}
-    client |= {"connect-timeout": connect_timeout, "reply-timeout": reply_timeout}
+    client |= {"in-flight": in_flight, "connect-timeout": connect_timeout, "reply-timeout": reply_timeout}
     return stress_tasks.stress(options, clients, per_client, target, allow_target, client)
 
 

@@ -31,6 +31,7 @@ import wire
 
 BEAT = 2.0  # seconds between beats
 ALONE = 60.0  # seconds of silence after which the controller is taken for dead
+IDLE = 25.0  # seconds of silence after which a child agent is taken for dead; below the controller's own 30
 GRACE = 10.0  # seconds an operation may take to finish its step once the controller is gone
 SUDO_TIMEOUT = 20.0  # seconds for sudo to ask for a password or to start the child
 
@@ -335,6 +336,10 @@ class Become(object):
                     progress(answer["data"])
                 elif answer["type"] == "result":
                     return answer["result"]
+            ready, _, _ = select.select([self.process.stdout], [], [], IDLE)
+            if not ready:  # it beats every BEAT seconds while it lives
+                self.process.kill()
+                raise BecomeError("no sign of life from the agent of user {} for {:.0f} s".format(self.user, IDLE))
             data = os.read(self.process.stdout.fileno(), 1 << 20)
             if not data:
                 raise BecomeError("the agent of user {} ended in the middle of an operation".format(self.user))

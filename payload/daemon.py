@@ -141,7 +141,7 @@ def describe_process(pid: int) -> str:
     """Return what `pid` runs, as one short line for a message: its command line, else its name, else ''."""
     try:
         with open("/proc/%d/cmdline" % pid, "rb") as f:
-            line = f.read(4096).replace(b"\0", b" ").strip().decode("utf-8", "replace")
+            line = " ".join(f.read(4096).replace(b"\0", b" ").decode("utf-8", "replace").split())
         if not line:
             with open("/proc/%d/comm" % pid) as f:
                 line = f.read().strip()

@@ -10,6 +10,7 @@ library only.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import daemon
 import stress_facts
 import stress_plan
+import stress_probe
 from stress_message import DEFAULT, MessageError, compile_message
 from stress_modes import MODES
 from stress_plan import PlanRefused, Request
@@ -27,6 +29,10 @@ from stress_worker import Settings
 
 OK, BAD_USE, FAILED, REFUSED, INTERRUPTED = 0, 1, 3, 5, 130
 LONGEST_SECONDS = 7 * 86400.0
+MIXED = (
+    "the server mixes up messages that arrive at once (tried before the load: {}), so only one connection was on "
+    "its way at a time; --in-flight N forces more"
+)
 
 
 class BadUse(Exception):
@@ -141,7 +147,7 @@ def _mode_lines() -> List[str]:
 
 
 def prepare(options: argparse.Namespace) -> Supervisor:
-    """From options to a run that is planned and can start.
+    """From options to a run that is planned and can start; asks the server whether it keeps connections apart.
 
     Raises BadUse, stress_facts.FactsError (both exit 1) and PlanRefused (exit 5).
     """
@@ -165,6 +171,19 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     index, slices = options.slice
     request = Request(options.connections, sources, index, slices, options.workers, options.ports)
     plan = stress_plan.make_plan(request, facts)
+    first = options.first_conn if options.first_conn is not None else index * options.connections
+    in_flight, notes = options.in_flight, []  # type: Optional[int], List[str]
+    judged = message.unique and options.expect == "echo" and options.connections >= stress_probe.FROM
+    # Under a controller nothing may connect before its `go`.
+    if judged and not (options.plan or in_flight or options.barrier):
+        sources = tuple(itertools.islice(stress_plan.each_port(plan.workers[0].blocks), stress_probe.CONNECTIONS))
+        found = stress_probe.probe(family, target, sources, message.render, first)
+        if found.mixed:
+            in_flight = 1
+            notes.append(MIXED.format(found.sample))
+            # More would share the rate, each with a connection on its way.
+            request = request._replace(workers=options.workers or stress_plan.fewest_workers(request, facts))
+            plan = stress_plan.make_plan(request, facts)
     at_once = workers = len(plan.workers)
     if options.rate:
         if options.in_flight and options.in_flight < workers:
@@ -173,8 +192,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
             )
     else:
         # More than the processors would only take turns on them, a few connects each; so they queue instead.
-        at_once = min(workers, facts.cpus, options.in_flight or workers)
-    first = options.first_conn if options.first_conn is not None else index * options.connections
+        at_once = min(workers, facts.cpus, in_flight or workers)
     settings = Settings(
         family=family,
         target=target,
@@ -186,7 +204,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         connect_timeout=options.connect_timeout,
         reply_timeout=options.reply_timeout,
         rate=options.rate,
-        in_flight=options.in_flight,
+        in_flight=in_flight,
         close=options.close,
         first_conn=first,
         connections=options.connections,
@@ -194,7 +212,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         at_once=at_once,
     )
     show = {k: v for k, v in sorted(vars(options).items()) if k not in ("json", "detach", "plan")}
-    course = Course(options.hold, None, None, options.barrier_timeout, lambda status: None, show)
+    course = Course(options.hold, None, None, options.barrier_timeout, lambda status: None, show, notes)
     return Supervisor(plan, facts, settings, course)
 
 

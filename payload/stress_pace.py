@@ -1,5 +1,4 @@
-"""How fast and how many at once: a token bucket for the asked rate, a window for connects in flight, one for first
-echoes.
+"""How fast and how many at once: a token bucket for the asked rate, a window for connects in flight.
 
 Pure arithmetic on numbers and times that the caller passes in; no clock, no socket.
 """
@@ -45,8 +44,7 @@ class TokenBucket:
 
 
 class Window:
-    """How many connections may be on their way (started, first echo not yet verified) at once, per worker. How
-    many of them may have their first message out is `EchoWindow`'s matter.
+    """How many connections may be on their way (started, first echo not yet verified) at once, per worker.
 
     A server's accept queue is short (listen's backlog, cut to net.core.somaxconn). When it is full, the kernel
     drops the SYN, or the last ACK of the handshake, and the client tries again after 1 s, then 2 s, then 4 s: a
@@ -129,51 +127,3 @@ class Window:
             self.size = max(self.size, min(most, self.size + max(1, self.size // 2)))
         elif waiting > self.high:
             self.size = max(1, self.size - max(1, int(waiting - self.high) // 2))
-
-
-class EchoWindow:
-    """How many first messages may be out (sent, echo not yet verified) at once, per worker.
-
-    Little's law (doi:10.1287/opre.9.3.383): what is on its way on average = rate x time on the way. A worker
-    connects and verifies one connection in about ECHO_SECONDS at best, so an empty path with a round trip of r
-    holds r / ECHO_SECONDS messages, on a near host one. More than that do not make the ramp faster, they
-    only wait in the server: its service times would be those of a queue, and a server that handles one
-    message at a time correctly but not two (a buffer for all connections) would fail where it need not.
-
-    r is the shortest round trip seen. Until SAMPLES were seen, or for SAMPLE_SECONDS, the window stays 1, so that
-    one late wake-up is not taken for a long path; then it at most doubles per window of echoes.
-
-    :param fixed: the caller's own bound, which then always holds, or None.
-    """
-
-    ECHO_SECONDS = 50e-6
-    MOST = 4096
-    SAMPLES = 8
-    SAMPLE_SECONDS = 0.05
-
-    __slots__ = ("begun", "best", "rounds", "samples", "size", "target")
-
-    def __init__(self, fixed: Optional[int] = None) -> None:
-        self.size = self.target = fixed or 1
-        self.best = 0.0 if fixed else self.MOST * self.ECHO_SECONDS  # a longer round trip changes nothing
-        self.begun = None  # type: Optional[float]
-        self.samples = self.rounds = 0
-        if not fixed:
-            self.target = self.MOST
-
-    def verified(self, took: float, now: float) -> None:
-        """Learn that a first echo took `took` seconds from its message's write."""
-        if took < self.best:
-            self.best = took
-            self.target = max(1, int(took / self.ECHO_SECONDS))
-            self.size = min(self.size, self.target)
-        if self.size == self.target:
-            return
-        if self.begun is None:
-            self.begun = now - took
-        self.samples += 1
-        self.rounds += 1
-        enough = self.samples >= self.SAMPLES or now - self.begun >= self.SAMPLE_SECONDS
-        if enough and self.rounds >= self.size:
-            self.rounds = 0
-            self.size = min(self.target, self.size * 2)

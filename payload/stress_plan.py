@@ -10,7 +10,7 @@ half of it. An explicit bind((address, port)) with SO_REUSEADDR costs the same f
 first.
 """
 
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 Range = Tuple[int, int]  # first and last port, both included
 PortBlock = Tuple[str, int, int]  # source address, first and last port
@@ -120,6 +120,11 @@ def make_plan(request: Request, facts: HostFacts) -> Plan:
     return Plan(request.connections, request.sources, span, usable, busy, shares, nofile)
 
 
+def fewest_workers(request: Request, facts: HostFacts) -> int:
+    """How many worker processes the nofile limit demands."""
+    return max(1, -(-request.connections // max(1, facts.nofile - SPARE_DESCRIPTORS)))
+
+
 def wanted_workers(connections: int, capacity: int, cpus: int) -> int:
     """Worker processes for `connections` when each can hold `capacity` descriptors: at least what the limit
     demands, and up to one per processor when there is work for it."""
@@ -142,6 +147,13 @@ def usable_blocks(request: Request, facts: HostFacts) -> Tuple[List[PortBlock], 
         taken = sorted(port for port in facts.busy.get(source, ()) if low <= port <= high)
         free.extend((source, a, b) for a, b in subtract((low, high), [(port, port) for port in taken]))
     return free, count_ports(mine) - count_ports(free)
+
+
+def each_port(blocks: Sequence[PortBlock]) -> Iterator[Tuple[str, int]]:
+    """Every (address, port) of `blocks`, in order."""
+    for source, low, high in blocks:
+        for port in range(low, high + 1):
+            yield source, port
 
 
 def count_ports(blocks: Sequence[PortBlock]) -> int:

@@ -259,7 +259,6 @@ def worker_rows(reports: Sequence[WorkerReport]) -> List[Dict[str, Any]]:
             "cpu_seconds": round(r.counters["cpu_us"] / 1e6, 3),
             "longest_turn_ms": r.counters["lag_us"] / 1000.0,
             "window": r.counters["window"],
-            "echo_window": r.counters["echo_window"],
             "slow_connects": r.counters["drops"],
             "ports_skipped": r.counters["skipped"],
             "died": r.died,

@@ -36,11 +36,10 @@ COUNTERS = (
     "window",
     "drops",  # connects that look as if a full queue dropped them
     "skipped",  # source ports found busy at bind or connect
-    "echo_window",  # first echoes that may be awaited at once
     "drained",  # lost or failed only because the run was stopped
 )
 STATE, STARTED, ESTABLISHED, BROKEN, FAILED, OPEN, SENT, ECHOED, MISMATCHED, LOST = range(10)
-FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, ECHO_WINDOW, DRAINED = range(10, 19)
+FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, DRAINED = range(10, 18)
 WAITING, RAMPING, RAMPED, STEADY, CLOSING, DONE = range(6)  # values of STATE
 
 HISTOGRAMS = ("connect", "first", "service", "response")

@@ -24,7 +24,6 @@ from stress_result import Timeline, WorkerReport
 from stress_worker import Settings
 
 TURN_SECONDS = 0.02
-HANDOVER_SECONDS = 0.005  # between two looks whether the next worker may begin
 STATUS_SECONDS = 0.5
 STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
@@ -38,11 +37,13 @@ Course = NamedTuple(
         ("barrier_timeout", float),
         ("on_status", Callable[[Dict[str, Any]], None]),
         ("options", Dict[str, Any]),
+        ("notes", List[str]),
     ],
 )
 Course.__doc__ = """How the run goes. hold: seconds; wait_go, wait_hold: None, or "may I?" asked until true or
 barrier_timeout seconds have passed; on_status: called with the status object twice a second and at each change
-of state; options: what was asked, kept in the result so that the run can be repeated."""
+of state; options: what was asked, kept in the result so that the run can be repeated; notes: sentences, to stand
+before the result's other warnings."""
 
 
 class _Child:
@@ -152,7 +153,7 @@ class Supervisor:
         self._enter("ramp")
         self._go()
         while not self._stopping and self._slowest() < slabs.RAMPED:
-            self._turn(seconds=HANDOVER_SECONDS)
+            self._turn()
             self._go()
         if not self._stopping:
             self._enter("ramped")
@@ -176,14 +177,9 @@ class Supervisor:
         """Let waiting workers begin while fewer than `at_once` are getting on with their ramp.
 
         One that got nothing verified for STUCK_SECONDS holds up nobody, unless --in-flight bounds the whole.
-        While the path holds but one message, they go one after the other: two workers would have two out.
         """
         now = time.monotonic()
         busy = 0
-        at_once, settings = self.settings.at_once, self.settings
-        if settings.rate is None and settings.in_flight is None:
-            held = [c.slab.counters()["echo_window"] for c in self.children if c.begun]
-            at_once = at_once if held and min(held) > 1 else 1
         for child in self.children:
             if child.begun and not child.exited:
                 counters = child.slab.counters()
@@ -192,7 +188,7 @@ class Supervisor:
                 stuck = now - child.progress_at > STUCK_SECONDS and self.settings.in_flight is None
                 busy += counters["state"] < slabs.RAMPED and not stuck
         for child in self.children:
-            if busy >= at_once:
+            if busy >= self.settings.at_once:
                 return
             if not child.begun and not child.exited:
                 child.begun, child.progress_at = True, now
@@ -210,9 +206,9 @@ class Supervisor:
 
     # -- one turn ----------------------------------------------------------------------------------------
 
-    def _turn(self, until: Optional[float] = None, seconds: float = TURN_SECONDS) -> None:
+    def _turn(self, until: Optional[float] = None) -> None:
         now = time.monotonic()
-        pause = seconds if until is None else max(0.0, min(seconds, until - now))
+        pause = TURN_SECONDS if until is None else max(0.0, min(TURN_SECONDS, until - now))
         time.sleep(pause)
         while self._signals:
             self._signals.pop(0)
@@ -400,7 +396,7 @@ class Supervisor:
             "latency_ms": results.latencies(histograms, steady),
             "errors": errors,
             "wall": results.diagnose(errors, totals.requested, self.peak, target),
-            "warnings": results.warnings(asked, connects, totals.requested, reports),
+            "warnings": self.course.notes + results.warnings(asked, connects, totals.requested, reports),
             "hosts": [{"host": host, "pid": os.getpid(), "workers": results.worker_rows(reports)}],
             "timeline": self.timeline.points(),
             "plan": plan_to_dict(self.plan, self.facts),

@@ -17,21 +17,19 @@ import socket
 import struct
 import time
 from array import array
-from collections import deque
 from time import monotonic
-from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional
 
 import stress_slab as slabs
 from histogram import SUB_BITS, Histogram
 from stress_modes import MODES
-from stress_pace import EchoWindow, TokenBucket, Window
-from stress_plan import PortBlock, WorkerShare
+from stress_pace import TokenBucket, Window
+from stress_plan import WorkerShare, each_port
 from stress_slab import (
     BROKEN,
     CPU_US,
     DRAINED,
     DROPS,
-    ECHO_WINDOW,
     ECHOED,
     ESTABLISHED,
     FAILED,
@@ -61,7 +59,6 @@ SWEEP_PARTS = 10
 PUBLISH_SECONDS = 0.02
 PUBLISH_ALL_SECONDS = 0.25
 RETRANSMIT_SECONDS = 0.9
-SLOW_ECHO_SECONDS = 0.25  # a first echo that takes longer does not hold up the others
 RST = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST and leaves no TIME_WAIT
 
 Settings = NamedTuple(
@@ -98,8 +95,8 @@ at_once: how many workers connect at the same time.
 class Worker:
     """The tables and the loop. Fields without underscore are what modes use."""
 
-    # Values of `state`. READY: connected, its first message not sent yet. Above IDLE: a reply is awaited.
-    CLOSED, CONNECTING, READY, IDLE, FIRST, AWAITING = range(6)
+    # Values of `state`. Above IDLE: a reply is awaited.
+    CLOSED, CONNECTING, IDLE, FIRST, AWAITING = range(5)
 
     def __init__(self, share: WorkerShare, settings: Settings, slab: Slab, pipe: int) -> None:
         self.share, self.settings, self.slab, self.pipe = share, settings, slab, pipe
@@ -125,12 +122,8 @@ class Worker:
         self.stalled = set()  # type: Set[int]  # of those, what waits so long that it no longer fills the window
         self.last_good = self.last_timeout = 0.0
         self.window = Window(settings.in_flight, settings.at_once)
-        fixed = max(1, settings.in_flight // settings.at_once) if settings.in_flight else None
-        self.echo_window = EchoWindow(fixed)
-        self.ready = deque()  # type: Deque[int]  # in state READY, oldest first; may name some that failed since
-        self.out = {}  # type: Dict[int, None]  # in state FIRST, oldest first, as far as they fill the echo window
         self.bucket = None  # type: Optional[TokenBucket]
-        self.ports = _each_port(share.blocks)
+        self.ports = each_port(share.blocks)
         self.epoll = select.epoll()
         self._ramping = False
         self._closing = False
@@ -288,12 +281,8 @@ class Worker:
         if now >= self._next_publish:
             self._publish(now)
         wake = now + (SWEEP_SECONDS if waiting else 0.5)
-        if self.ready:
-            self._send_first()
         if self._ramping:
-            # No more in a row than echoes are awaited; then look for those: the server waits for the next message.
-            room = min(CONNECTS_A_TURN, self.echo_window.size)
-            room = min(room, self.window.size - self.in_flight + len(self.stalled))
+            room = min(CONNECTS_A_TURN, self.window.size - self.in_flight + len(self.stalled))
             room = min(room, self.share.connections - self.counters[STARTED])
             if room > 0 and self.bucket is not None:
                 granted = self.bucket.available(now)
@@ -344,9 +333,8 @@ class Worker:
         if not index:
             counters[FIRST_US] = int(begun * 1000000)
         counters[STARTED] = index + 1
-        alone = len(self.out) < self.echo_window.size and not self.ready
         try:
-            fd, connected = self._open_socket(not alone)
+            fd = self._open_socket()
         except OSError as e:
             self._count_error("connect", _name(e), "connection {}: {}".format(number, e.strerror))
             counters[FAILED] += 1
@@ -359,36 +347,14 @@ class Worker:
         self.started_at[fd] = begun
         self.state[fd] = self.CONNECTING
         # On the same host the handshake is over by now; elsewhere this says EAGAIN.
-        if alone and self._first_write(fd):
+        if self._first_write(fd):
             self.epoll.register(fd, select.EPOLLIN if fd not in self.unsent else select.EPOLLIN | select.EPOLLOUT)
-        elif connected:
-            self._connected(fd)
-            self.epoll.register(fd, select.EPOLLIN)
         elif self.state[fd] == self.CONNECTING:
             self.epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
 
-    def _connected(self, fd: int) -> None:
-        """The handshake is over; the first message's turn will come."""
-        self.histograms[0].record(int((monotonic() - self.started_at[fd]) * 1000000))
-        self.state[fd] = self.READY
-        self.ready.append(fd)
-
-    def _send_first(self) -> None:
-        """Send first messages, oldest connection first, as far as the echo window has room."""
-        ready, out, size = self.ready, self.out, self.echo_window.size
-        while ready:
-            if len(out) >= size:
-                oldest = next(iter(out))
-                if monotonic() - self.sent_at[oldest] < SLOW_ECHO_SECONDS:
-                    return
-                del out[oldest]
-            fd = ready.popleft()
-            if self.state[fd] == self.READY and self._first_write(fd) and fd in self.unsent:
-                self.epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
-
-    def _open_socket(self, ask: bool) -> Tuple[int, bool]:
-        """The descriptor of a connecting socket, and whether it is known to be connected (only if `ask`).
-        Raises OSError: EADDRNOTAVAIL when no port is left, EMFILE, ENETUNREACH and so on."""
+    def _open_socket(self) -> int:
+        """The descriptor of a connecting socket. Raises OSError: EADDRNOTAVAIL when no port is left, EMFILE,
+        ENETUNREACH and so on."""
         settings = self.settings
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         while True:
@@ -398,9 +364,7 @@ class Worker:
                 self._bind(sock)
                 code = sock.connect_ex(settings.target)
                 if code in (0, errno.EINPROGRESS):
-                    # Said to be in progress even where it is over, as on the same host; asked again, it is known.
-                    done = ask and (code == 0 or sock.connect_ex(settings.target) == 0)
-                    return sock.detach(), done
+                    return sock.detach()
                 if code not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
                     raise OSError(code, os.strerror(code))
                 # These four numbers are a connection already, perhaps in TIME_WAIT; take another port.
@@ -430,10 +394,8 @@ class Worker:
         except OSError as e:
             self._fail(fd, "connect", _name(e), e.strerror)
             return False
-        if self.state[fd] == self.CONNECTING:
-            self.histograms[0].record(int((now - self.started_at[fd]) * 1000000))
+        self.histograms[0].record(int((now - self.started_at[fd]) * 1000000))
         self.state[fd] = self.FIRST
-        self.out[fd] = None
         self.sent_at[fd] = self.intended[fd] = now
         self.awaited[fd] = data
         self.counters[SENT] += 1
@@ -445,14 +407,11 @@ class Worker:
         """The first echo is right: the connection is established."""
         counters = self.counters
         self.in_flight -= 1
-        if self.stalled:
-            self.stalled.discard(fd)
-        self.out.pop(fd, None)
+        self.stalled.discard(fd)
         self.last_good = now
         counters[ESTABLISHED] += 1
         counters[OPEN] += 1
         counters[LAST_US] = int(now * 1000000)
-        self.echo_window.verified(now - self.sent_at[fd], now)
         self.window.verified(now - self.started_at[fd], now)
 
     def _grow(self, fd: int) -> None:
@@ -494,11 +453,6 @@ class Worker:
         if state == self.CLOSED:
             return False  # failed earlier in this turn
         if state == self.CONNECTING:
-            no_room = self.ready or len(self.out) >= self.echo_window.size
-            if no_room and not event & (select.EPOLLERR | select.EPOLLHUP):
-                self._connected(fd)
-                self.epoll.modify(fd, select.EPOLLIN)
-                return False
             if self._first_write(fd) and fd not in self.unsent:
                 self.epoll.modify(fd, select.EPOLLIN)
             return False
@@ -569,9 +523,8 @@ class Worker:
         self.partial.pop(fd, None)
         self.unsent.pop(fd, None)
         counters[FAILED] += 1
-        if state in (self.CONNECTING, self.READY, self.FIRST):
+        if state in (self.CONNECTING, self.FIRST):
             self.in_flight -= 1
-            self.out.pop(fd, None)
             self.stalled.discard(fd)
         else:
             counters[OPEN] -= 1
@@ -612,7 +565,7 @@ class Worker:
         self._sweep_at = end if end < len(state) else 0
         for fd in range(begin, end):
             kind = state[fd]
-            if kind in (self.IDLE, self.CLOSED, self.READY):  # what is ready waits for this side
+            if kind == self.IDLE or kind == self.CLOSED:
                 continue
             if kind == self.CONNECTING:
                 waited, limit = now - self.started_at[fd], settings.connect_timeout
@@ -640,7 +593,6 @@ class Worker:
         counters[CPU_US] = int(time.process_time() * 1000000)
         counters[LAG_US] = int(self._longest_turn * 1000000)
         counters[WINDOW], counters[DROPS] = self.window.size, self.window.drops
-        counters[ECHO_WINDOW] = self.echo_window.size
         self.slab.write_counters(counters)
         if everything or now >= self._next_publish_all:
             self._next_publish_all = now + PUBLISH_ALL_SECONDS
@@ -657,8 +609,8 @@ class Worker:
         counters = self.counters
         for fd in range(len(self.state)):
             kind = self.state[fd]
-            if kind not in (self.CLOSED, self.IDLE):
-                self._fail(fd, "echo" if kind > self.IDLE else "connect", "ECANCELED", "the run was ended")
+            if kind == self.CONNECTING or kind > self.IDLE:
+                self._fail(fd, "connect" if kind == self.CONNECTING else "echo", "ECANCELED", "the run was ended")
                 counters[DRAINED] += 1
         self._give_up("not attempted: the run was ended")
         self._publish(monotonic(), everything=True)
@@ -674,12 +626,6 @@ class Worker:
         counters[STATE] = slabs.DONE
         counters[OPEN] = 0
         self._publish(monotonic(), everything=True)
-
-
-def _each_port(blocks: Tuple[PortBlock, ...]) -> Iterator[Tuple[str, int]]:
-    for source, low, high in blocks:
-        for port in range(low, high + 1):
-            yield source, port
 
 
 def _name(error: OSError) -> str:

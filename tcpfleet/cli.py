@@ -8,14 +8,12 @@ on SIGINT, SIGTERM and SIGHUP, one sentence per known error, and the exit code.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,7 +22,8 @@ from invoke.context import Context
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
-from tcpfleet.errors import EXIT_INTERRUPTED, BadInput, TcpfleetError
+from tcpfleet import signals
+from tcpfleet.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, TcpfleetError
 
 if TYPE_CHECKING:
     from tcpfleet.fleet import Fleet
@@ -71,7 +70,10 @@ class Options:
         if values.get("ask_sudo_pass"):
             import getpass
 
-            self.sudo_password = getpass.getpass("sudo password: ", stream=sys.stderr)
+            try:
+                self.sudo_password = getpass.getpass("sudo password: ", stream=sys.stderr)
+            except EOFError:
+                raise BadInput("--ask-sudo-pass: there is no terminal to ask on, and no line on stdin") from None
 
     @property
     def out(self) -> TextIO:
@@ -177,7 +179,7 @@ def _run(
     function: Callable[..., Answer | None], context: Context, shared: dict[str, Any], own: dict[str, Any]
 ) -> int:
     as_json = bool(shared.get("json"))
-    with _signals():
+    with signals.interruptible():
         try:
             if context.config.run.dry:
                 raise BadInput("inv --dry would still run tasks: use the task's own --check")
@@ -191,27 +193,16 @@ def _run(
         except BrokenPipeError:
             # `inv ... | head`: the reader has gone; do not let the interpreter complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-    if as_json:
-        print(json.dumps(answer.data | {"exit_code": answer.code}))
+            return EXIT_BAD_INPUT
+        except OSError as error:
+            # A full disk, a folder of ours that cannot be written: the machine's fault, named as it names it.
+            print(f"error: {error}", file=sys.stderr)
+            answer = Answer({"error": str(error)}, EXIT_BAD_INPUT)
+        if as_json:
+            try:
+                print(json.dumps(answer.data | {"exit_code": answer.code}), flush=True)
+            except OSError as error:
+                print(f"error: cannot write the answer: {error.strerror}", file=sys.stderr)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return answer.code or EXIT_BAD_INPUT
     return answer.code
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command the way Ctrl-C does: as KeyboardInterrupt, through every `finally`."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    handled = tuple(
-        one
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(one) is not signal.SIG_IGN
-    )  # nohup stays nohup
-    before = [signal.signal(one, interrupt) for one in handled]
-    try:
-        yield
-    finally:
-        for one, old in zip(handled, before, strict=True):
-            signal.signal(one, old)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcpfleet import deploy, report, runs, stress_tasks
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import worst
+from tcpfleet.errors import BadInput, worst
 from tcpfleet.fleet import exit_codes
 from tcpfleet.stress import DEFAULT_PORT
 
@@ -37,7 +37,11 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
     listen = wanted or DEFAULT_PORT
 
     with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(lambda session: deploy.observe(session, listen))
+        outcomes = fleet.run(lambda session: deploy.observe(session, listen), at_once=True)
+    for name in _not_in(options, record):
+        gap = {"status": "unreachable", "error": "this inventory has no such host"}
+        report.save_observation(target, "present", name, gap)
+        options.say(f"{name}: {gap['error']}")
     for name, outcome in outcomes.items():
         seen = outcome.value or {"status": outcome.status, "error": str(outcome.error)}
         report.save_observation(target, "present", name, seen)
@@ -80,4 +84,13 @@ def _hosts(options: Options, record: dict[str, Any] | None) -> list[Host]:
     if options.hosts or record is None:
         return options.select("all")
     inventory = options.inventory
+    if len(_not_in(options, record)) == len(record["hosts"]):
+        names = ", ".join(row["name"] for row in record["hosts"])
+        raise BadInput(f"this inventory has none of the hosts of run {record['run_id']} ({names})")
     return [inventory.hosts[row["name"]] for row in record["hosts"] if row["name"] in inventory.hosts]
+
+
+def _not_in(options: Options, record: dict[str, Any] | None) -> list[str]:
+    """Hosts of the run that this inventory has not: gaps in the report."""
+    rows = record["hosts"] if record and not options.hosts else []
+    return [row["name"] for row in rows if row["name"] not in options.inventory.hosts]

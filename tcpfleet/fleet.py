@@ -29,7 +29,7 @@ class Outcome(Generic[T]):
     """What came of one function on one host.
 
     :ivar value: what the function returned, when status is ok.
-    :ivar error: one sentence, when it is not.
+    :ivar error: one sentence, when it is not; without the host's name.
     """
 
     host: Host
@@ -79,6 +79,7 @@ class Fleet:
         *,
         on_outcome: Callable[[Outcome[T]], None] | None = None,
         reconnect: bool = False,
+        at_once: bool = False,
     ) -> dict[str, Outcome[T]]:
         """Run `function` with each host's session; every host gets an outcome.
 
@@ -86,15 +87,18 @@ class Fleet:
         :param on_outcome: called in this thread with each outcome as it comes.
         :param reconnect: try hosts again that were lost earlier in this command; else they are unreachable
             at once.
+        :param at_once: all hosts at a time whatever `forks` says: for functions that wait for one another's
+            hosts, as the stages of a load do.
         :returns: host name -> outcome, in the order of `hosts`.
         """
         wanted = list(self.hosts if hosts is None else hosts)
         outcomes: dict[str, Outcome[T]] = {}
         results: queue.Queue[Outcome[T] | BaseException] = queue.Queue()
         waiting = list(reversed(wanted))
+        most = len(wanted) if at_once else self._forks
         running = 0
         while waiting or running:
-            while waiting and running < self._forks:
+            while waiting and running < most:
                 host = waiting.pop()
                 threading.Thread(
                     target=lambda host=host: results.put(self._one(function, host, reconnect)), daemon=True
@@ -136,7 +140,7 @@ class Fleet:
             how = self._connection(host)
             if lab.GROUP in host.groups and lab.is_down_for(how.address):
                 # Without the bridge the packets would leave this machine for whoever has that address out there.
-                raise Unreachable(f"{host.name}: the lab is not up on this machine: inv lab-up")
+                raise Unreachable("the lab is not up on this machine: inv lab-up")
             session = open_session(host, how, connect_timeout=self._connect_timeout)
             self._sessions[host.name] = session
         return session

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcpfleet.errors import BadInput, HostFailed, Refused
+from tcpfleet.signals import uninterruptible
 
 STATE = Path("/run/tcpfleet-lab")
 OWNER = STATE / "owner.json"
@@ -60,6 +61,11 @@ EMPTY_DIRS = (
     ("etc/systemd/network", 0o755),
     ("etc/ssh/sshd_config.d", 0o755),
 )
+# The directories of the Filesystem Hierarchy Standard; others at the top (data, checkouts) are emptied.
+TOP_DIRS = {
+    *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32"),
+    *("opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
+}
 UNITS = ("ssh.service", "systemd-networkd.service")
 # Left by `inv tune` on this very machine, they would make a lab host look tuned before it is.
 TUNED_FILES = ("etc/sysctl.d/99-tcpfleet.conf", "etc/security/limits.d/99-tcpfleet.conf")
@@ -231,16 +237,18 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
                     begun.append(host)
                     _boot(host, checkout)
             _wait(hosts, checkout, say)
+            return status()
         except BaseException:
-            if fresh:
-                _remove_everything(lambda line: None)
-            else:
-                alive = _machines()
-                _halt({host.name: alive[host.name] for host in begun if host.name in alive})
-                for host in begun:
-                    _discard(host)
+            with uninterruptible():
+                if fresh:
+                    _remove_everything(lambda line: None)
+                    shutil.rmtree(checkout / ".lab", ignore_errors=True)
+                else:
+                    alive = _machines()
+                    _halt({host.name: alive[host.name] for host in begun if host.name in alive})
+                    for host in begun:
+                        _discard(host)
             raise
-    return status()
 
 
 def down(checkout: Path, say: Callable[[str], None], *, anyones: bool = False) -> bool:
@@ -250,7 +258,9 @@ def down(checkout: Path, say: Callable[[str], None], *, anyones: bool = False) -
     :returns: True when there was something to take down.
     :raises Refused: the lab belongs to another checkout and `anyones` is False.
     """
-    with _only_one():
+    if os.geteuid() != 0:
+        raise Refused("only root can take a lab down")
+    with _only_one(), uninterruptible():
         owner = _owner()
         if owner is not None and owner != checkout and not anyones:
             raise Refused(
@@ -305,6 +315,8 @@ def _only_one() -> Iterator[None]:
 def _owner() -> Path | None:
     try:
         return Path(json.loads(OWNER.read_text())["checkout"])
+    except PermissionError:
+        raise Refused(f"a lab is up on this machine, and only root can look at it ({OWNER})") from None
     except (OSError, ValueError, KeyError):
         return None
 
@@ -423,6 +435,10 @@ def _prepare(checkout: Path) -> None:
     base, upper = STATE / "base", STATE / "base" / "upper"
     for name, mode in EMPTY_DIRS:
         _empty(upper / name, mode)
+    for entry in Path("/").iterdir():
+        # Whatever else this machine keeps at its top is not part of a Debian host.
+        if entry.is_dir() and not entry.is_symlink() and entry.name not in TOP_DIRS:
+            _empty(upper / entry.name, 0o755)
     _hide_checkout(checkout, upper)
     root = base / "root"
     _mount_overlay("/", base, root)
@@ -433,6 +449,9 @@ def _prepare(checkout: Path) -> None:
             key.unlink()
         (root / "etc/ssh/sshd_config").write_text(SSHD_CONFIG)
         (root / "etc/environment").write_text("")  # proxies and tokens of the controller
+        shadow = root / "etc/shadow"
+        locked = [line.split(":") for line in shadow.read_text().splitlines()]
+        shadow.write_text("".join(":".join([user, "*", *rest]) + "\n" for user, _, *rest in locked))
         wants = root / "etc/systemd/system/multi-user.target.wants"
         wants.mkdir()
         for unit in UNITS:

@@ -293,7 +293,6 @@ def _connect(how: Connection, connect_timeout: float) -> fabric.Connection:
     import paramiko
     from paramiko.ssh_exception import NoValidConnectionsError
 
-    name = how.name
     where = f"{how.address}:{how.port or 22}"
     for attempt in range(1, CONNECT_TRIES + 1):
         connection = _ssh_connection(how, connect_timeout)
@@ -303,7 +302,7 @@ def _connect(how: Connection, connect_timeout: float) -> fabric.Connection:
         except paramiko.BadHostKeyException as error:
             connection.close()
             raise Unreachable(
-                f"{name}: the host key of {where} has changed: expected {error.expected_key.fingerprint}, got "
+                f"the host key of {where} has changed: expected {error.expected_key.fingerprint}, got "
                 f"{error.key.fingerprint}; nothing was sent. If the host was reinstalled, remove its old line "
                 "from known_hosts"
             ) from None
@@ -327,7 +326,7 @@ def _connect(how: Connection, connect_timeout: float) -> fabric.Connection:
                 time.sleep(random.uniform(0.2, 0.6) * attempt)  # noqa: S311 - jitter, not a secret
                 continue
         connection.close()
-        raise Unreachable(f"{name}: {reason}") from None
+        raise Unreachable(reason) from None
     raise AssertionError("not reached")
 
 
@@ -444,7 +443,7 @@ class Session:
                 raise self._lost(_os_reason(error)) from None
 
     def _lost(self, why: str) -> Unreachable:
-        self.gone = f"{self.host.name}: connection lost: {why}"
+        self.gone = f"connection lost: {why}"
         return Unreachable(self.gone)
 
     def close(self) -> None:
@@ -475,14 +474,14 @@ def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNEC
         try:
             stream = LocalStream(argv)
         except OSError as error:
-            raise HostFailed(f"{host.name}: cannot start {python}: {error.strerror}") from None
+            raise HostFailed(f"cannot start {python}: {error.strerror}") from None
     else:
         connection = _connect(how, connect_timeout)
         try:
             stream = SshStream(connection, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
             connection.close()
-            raise Unreachable(f"{host.name}: no session: {_os_reason(error)}") from None
+            raise Unreachable(f"no session: {_os_reason(error)}") from None
     try:
         return _greet(host, python, stream, token.encode(), data, connect_timeout)
     except BaseException:
@@ -501,11 +500,11 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         try:
             part = stream.receive(max(0.01, deadline - time.monotonic()))
         except TimeoutError:
-            raise Unreachable(f"{host.name}: {python} did not start in {timeout:g} s") from None
+            raise Unreachable(f"{python} did not start in {timeout:g} s") from None
         except OSError as error:
-            raise Unreachable(f"{host.name}: connection lost: {_os_reason(error)}") from None
+            raise Unreachable(f"connection lost: {_os_reason(error)}") from None
         if not part:
-            raise HostFailed(f"{host.name}: {_why_no_agent(python, *stream.last_words())}")
+            raise HostFailed(f"{_why_no_agent(python, *stream.last_words())}")
         return part
 
     def word_after_token() -> tuple[str, bytes]:
@@ -516,7 +515,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
                 word, _, rest = tail.partition(b"\n")
                 return word.decode(errors="replace"), rest
             if len(heard) > MAX_NOISE:
-                raise Unreachable(f"{host.name}: its login shell prints without end; nothing could be started")
+                raise Unreachable("its login shell prints without end; nothing could be started")
             heard += more()
 
     word, rest = word_after_token()
@@ -525,20 +524,19 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         deadline = time.monotonic() + max(timeout, 60.0)
     elif word.startswith("old"):
         raise HostFailed(
-            f"{host.name}: {python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; "
-            "set ansible_python_interpreter"
+            f"{python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; set ansible_python_interpreter"
         )
     elif word != "have":
-        raise Unreachable(f"{host.name}: the agent did not start: {word}")
+        raise Unreachable(f"the agent did not start: {word}")
     session = Session(host, stream, {}, decoder)
     if rest.startswith(b"\n" + token + b" corrupt"):
-        raise Unreachable(f"{host.name}: the payload arrived damaged")
+        raise Unreachable("the payload arrived damaged")
     while True:
         for message in session._decode(rest) if rest else []:
             if message.get("type") == "hello" and message.get("protocol") == wire.VERSION:
                 session.hello = message
                 return session
-            raise Unreachable(f"{host.name}: the agent's first message is not a hello of protocol {wire.VERSION}")
+            raise Unreachable(f"the agent's first message is not a hello of protocol {wire.VERSION}")
         rest = more()
 
 

@@ -55,8 +55,11 @@ def run_record(
         + [_missing_error(share, per_client, problems, lost, started) for share in missing]
     )
     ramp = max((result["seconds"]["ramp"] for result in results.values()), default=0.0)
+    cut_short = [index for index, result in sorted(results.items()) if result["interrupted"]]
     passed = (
         bool(results)
+        and not cut_short
+        and not interrupted
         and not missing
         and connections["verified"] == connections["requested"]
         and connections["failed"] == echoes["mismatched"] == echoes["lost"] == 0
@@ -72,7 +75,7 @@ def run_record(
         "ended": max((result["ended"] for result in results.values()), default=started),
         "version": version,
         "command": command,
-        "interrupted": interrupted,
+        "interrupted": interrupted or bool(cut_short),
         "verdict": "pass" if passed else "fail",
         "target": dict(target),
         "connections": connections,
@@ -89,6 +92,10 @@ def run_record(
         "errors": errors,
         "wall": wall(list(results.values()), errors, connections, lost),
         "warnings": [
+            f"{hosts_of[index]}, client {index}: was stopped after {results[index]['seconds']['hold']:g} s of hold"
+            for index in cut_short
+        ]
+        + [
             f"{hosts_of[index]}, client {index}: {text}"
             for index, result in sorted(results.items())
             for text in result["warnings"]

@@ -280,24 +280,43 @@ def verdict(run: Mapping[str, Any] | None, view: _View) -> dict[str, Any]:
 
 
 def plan_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """``[{"name", "value"}]`` of run.json's plan, nested names joined with dots, lists with commas."""
-    rows: list[dict[str, Any]] = []
-
-    def walk(prefix: str, value: Any) -> None:
+    """``[{"name", "value"}]`` of run.json's plan: its own fields, then one row per client."""
+    plan = dig(run, "plan")
+    if not isinstance(plan, Mapping):
+        return []
+    rows = []
+    for name, value in plan.items():
+        if name == "shares":
+            continue
         if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+            value = ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
         elif isinstance(value, list):
-            if any(isinstance(one, (Mapping, list)) for one in value):
-                for index, inner in enumerate(value):
-                    walk(f"{prefix}[{index}]", inner)
-            else:
-                rows.append({"name": prefix, "value": ", ".join(str(one) for one in value)})
-        else:
-            rows.append({"name": prefix, "value": value})
-
-    walk("", dig(run, "plan") or {})
+            value = ", ".join(str(one) for one in value)
+        rows.append({"name": str(name).replace("_", " "), "value": value})
+    for share in rows_at(plan, "shares"):
+        own = share.get("plan")
+        name = f"client {share.get('index')} on {share.get('host')}"
+        if not isinstance(own, Mapping):
+            rows.append({"name": name, "value": "left no plan"})
+            continue
+        sources = own.get("sources")
+        workers = own.get("workers")
+        rows.append(
+            {
+                "name": name,
+                "value": f"{_count(own.get('connections'))} connections from "
+                f"{', '.join(map(str, sources)) if isinstance(sources, list) else sources}, "
+                f"ports {own.get('ports')} ({_count(own.get('usable_ports'))} usable, "
+                f"{_count(own.get('busy_ports'))} busy), "
+                f"{len(workers) if isinstance(workers, list) else workers} processes, "
+                f"nofile {_count(dig(own, 'nofile', 'reachable'))}",
+            }
+        )
     return rows
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def latency_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:

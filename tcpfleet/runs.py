@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ def new_run_id() -> str:
     """A sortable name, UTC: 20260131-235959-a1b2."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def check_writable() -> None:
+    """Find out before a load is started, not at its end.
+
+    :raises BadInput: reports/ cannot be written.
+    """
+    try:
+        REPORTS.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=REPORTS):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write reports to {REPORTS}: {error.strerror}") from None
 
 
 def create(run_id: str) -> Path:

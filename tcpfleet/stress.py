@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tcpfleet import __version__, deploy, merge, report, runs
-from tcpfleet.errors import (
-    BadInput,
-    HostFailed,
-    Refused,
-    Unreachable,
-)
+from tcpfleet.errors import BadInput, HostFailed, Interrupted, Refused, Unreachable
 from tcpfleet.fleet import Fleet, Outcome
 from tcpfleet.progress import Progress
 
@@ -130,7 +125,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
         port = rest.removeprefix(":") or port
     elif text.count(":") == 1:
         host, port = text.split(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise BadInput(f"--target {text!r} is not HOST or HOST:PORT")
     return host, int(port)
 
@@ -154,8 +149,9 @@ class Run:
         self.all_hosts = self.client_hosts + ([target] if target and target.name not in names else [])
         self.folder: Path | None = None
         self.started = ""
-        self.begun: set[str] = set()  # hosts on which clients may have been started
+        self.begun: set[str] = set()  # hosts on which clients may have been started; final once cancelled
         self.cancelled = threading.Event()
+        self._starting = threading.Lock()
         self.interrupted = False
         self.lost: dict[str, str] = {}
         self.observed: dict[str, dict[str, Any]] = {}
@@ -172,16 +168,13 @@ class Run:
                 self._each(fleet, lambda session: self._hold(session, progress), self.all_hosts)
         except KeyboardInterrupt:
             self.interrupted = True
-            self.cancelled.set()
             print("\nstopping the clients ... (Ctrl-C again to stop waiting for them)", file=sys.stderr)
+            self._stop_or_say(fleet)
+            if self.folder is None:
+                raise
         except BaseException:
-            self.cancelled.set()
             self._stop(fleet)
             raise
-        if self.interrupted:
-            self._stop(fleet)
-            if self.folder is None:
-                raise KeyboardInterrupt
         return self.finish(fleet)
 
     def check(self, fleet: Fleet) -> None:
@@ -206,28 +199,31 @@ class Run:
             mine = [share for share in self.shares if share.host.name == session.host.name]
             if not mine:
                 return
-            self.begun.add(session.host.name)
+            with self._starting:
+                if self.cancelled.is_set():
+                    return
+                self.begun.add(session.host.name)
             clients = [{"index": share.index, "arguments": self._arguments(share)} for share in mine]
             got = checked(session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients}))
             answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
 
-        outcomes = fleet.run(start, self.all_hosts)
+        outcomes = fleet.run(start, self.all_hosts, at_once=True)
         refused = sorted(
             {f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] == Refused.exit_code}
         )
         failed = sorted({f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] not in (0, 5)})
-        unreachable = [str(outcome.error) for outcome in outcomes.values() if outcome.status == "unreachable"]
-        broken = [
-            f"{outcome.host.name}: {outcome.error}" for outcome in outcomes.values() if outcome.status == "failed"
-        ]
+        said = {
+            status: [f"{name}: {outcome.error}" for name, outcome in outcomes.items() if outcome.status == status]
+            for status in ("unreachable", "failed")
+        }
+        unreachable, broken = said["unreachable"], said["failed"]
         if refused:
-            raise Refused("the plan was refused, nothing was started:\n  " + "\n  ".join(refused + unreachable))
+            raise Refused(_because("the plan was refused, nothing was started", refused + unreachable))
         if unreachable:
-            raise Unreachable("\n  ".join(["nothing was started:", *unreachable]))
+            raise Unreachable(_because("nothing was started", unreachable))
         if broken or failed:
-            bad_use = [a for a in answers if a["code"] == BadInput.exit_code]
-            kind = BadInput if bad_use else HostFailed
-            raise kind("\n  ".join(["nothing was started:", *broken, *failed]))
+            kind = BadInput if any(a["code"] == BadInput.exit_code for a in answers) else HostFailed
+            raise kind(_because("nothing was started", broken + failed))
 
     def _check_server(self, fleet: Fleet) -> None:
         """Refuse what the server says it cannot hold, before a client is started."""
@@ -239,15 +235,16 @@ class Run:
             return deploy.server_state(session, target.address, target.port)
 
         outcome = fleet.run(look, [target.host])[target.host.name]
-        if outcome.status == "unreachable":
-            raise Unreachable(str(outcome.error))
-        state = outcome.value or {}
-        if not state.get("listening"):
+        if outcome.value is None:
+            kind = Unreachable if outcome.status == "unreachable" else HostFailed
+            raise kind(f"nothing was started: {target.host.name}: {outcome.error}")
+        state = outcome.value
+        if not state["listening"]:
             raise Refused(
                 f"{target.host.name}: nothing listens on port {target.port}: "
                 "start the server with `inv deploy-server`"
             )
-        capacity = state.get("capacity")
+        capacity = state["capacity"]
         if capacity is not None and capacity < wanted:
             raise Refused(
                 f"{target.host.name}: the server can hold {capacity:,} connections, {wanted:,} are asked: "
@@ -282,10 +279,13 @@ class Run:
         fetched.mkdir(exist_ok=True)
         problems: dict[int, str] = {}
         clients = {host.name for host in self.client_hosts}
+        seen = self.observed.get("after", {})
+        # When results are fetched later, hosts that were done with the first time stay as they were then.
+        hosts = [host for host in self.all_hosts if seen.get(host.name, {}).get("status") != "ok"]
 
         def finish(session: Session) -> None:
-            self._observe(session, "after")
             if session.host.name not in clients:
+                self._observe(session, "after")
                 return
             got = checked(session.call("stress", {"action": "result", "run_id": self.run_id}))
             for entry in got["clients"]:
@@ -294,9 +294,10 @@ class Run:
                 else:  # kept here before the host forgets it
                     runs.write_json(fetched / f"{entry['index']}.json", entry["result"])
             checked(session.call("stress", {"action": "remove", "run_id": self.run_id}))
+            self._observe(session, "after")
 
         self.cancelled.clear()
-        self.outcomes = self._each(fleet, finish, self.all_hosts)
+        self.outcomes = self._each(fleet, finish, hosts)
         for outcome in self.outcomes.values():
             if outcome.status != "ok":
                 self._keep("after", outcome.host.name, {"status": outcome.status, "error": str(outcome.error)})
@@ -364,6 +365,11 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{folder / 'plan.json'} does not fit this inventory: {error}") from None
         run.folder = folder
+        run.observed = report.load_observations(folder)
+        if (folder / "run.json").exists():
+            before = runs.read_run(folder)
+            run.interrupted = bool(before["interrupted"])
+            run.lost = {host["name"]: host["lost"] for host in before["hosts"] if host.get("lost")}
         return run
 
     def still_running(self, fleet: Fleet) -> list[str]:
@@ -375,8 +381,20 @@ class Run:
 
         return [name for name, outcome in fleet.run(look, self.client_hosts).items() if outcome.value]
 
+    def _stop_or_say(self, fleet: Fleet) -> None:
+        """`_stop`, and where the user will not wait for it, what is left and how to end it."""
+        try:
+            self._stop(fleet)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; clients of run {self.run_id} may still run on {', '.join(sorted(self.begun))}: "
+                "inv stop-stress ends them, inv collect-report fetches what they reached"
+            ) from None
+
     def _stop(self, fleet: Fleet) -> None:
         """End every client of this run on every host, gracefully first; safe to call at any point."""
+        with self._starting:
+            self.cancelled.set()
 
         def stop(session: Session) -> dict[str, Any]:
             stopped = session.call("stress", {"action": "stop", "run_id": self.run_id, "timeout": 15})
@@ -385,10 +403,11 @@ class Run:
             return stopped
 
         begun = [host for host in self.client_hosts if host.name in self.begun]
-        for outcome in fleet.run(stop, begun, reconnect=True).values():
+        for outcome in fleet.run(stop, begun, reconnect=True, at_once=True).values():
             if outcome.status == "unreachable":
                 print(
-                    f"warning: {outcome.error}; clients there end by themselves, at the latest after their plan",
+                    f"warning: {outcome.host.name}: {outcome.error}; clients there end by themselves, at the "
+                    "latest after their plan",
                     file=sys.stderr,
                 )
 
@@ -399,7 +418,8 @@ class Run:
     ) -> dict[str, Outcome[T]]:
         """Run a stage on the client hosts, winning hosts that it loses back for PATIENCE seconds."""
         lost_before = set(self.lost)
-        outcomes = fleet.run(function, self.client_hosts if hosts is None else hosts, reconnect=True)
+        wanted = self.client_hosts if hosts is None else hosts
+        outcomes = fleet.run(function, wanted, reconnect=True, at_once=True)
         deadline = time.monotonic() + PATIENCE
         while True:
             gone = [outcome.host for outcome in outcomes.values() if outcome.status == "unreachable"]
@@ -407,7 +427,7 @@ class Run:
             if not gone or time.monotonic() > deadline:
                 break
             time.sleep(1.0)
-            outcomes.update(fleet.run(function, gone, reconnect=True))
+            outcomes.update(fleet.run(function, gone, reconnect=True, at_once=True))
         for name, outcome in outcomes.items():
             if outcome.status == "ok":
                 self.lost.pop(name, None)
@@ -420,7 +440,7 @@ class Run:
         arguments += ["--connections", str(self.request.per_client), "--slice", f"{share.position}/{share.of}"]
         arguments += ["--first-conn", str(share.index * self.request.per_client)]
         for name, value in self.request.client_options:
-            arguments += [name, value]
+            arguments.append(f"{name}={value}")  # one word: a value may begin with a dash
         return arguments
 
     def _release(self, session: Session, barrier: str) -> None:
@@ -451,6 +471,11 @@ def checked(result: dict[str, Any]) -> dict[str, Any]:
     if result.get("failed"):
         raise HostFailed(str(result.get("msg")))
     return result
+
+
+def _because(what: str, reasons: Sequence[str]) -> str:
+    """One sentence for one reason, a line for each of several."""
+    return f"{what}: {reasons[0]}" if len(reasons) == 1 else "\n  ".join([f"{what}:", *reasons])
 
 
 def _plain(message: str) -> str:

@@ -50,6 +50,7 @@ def stress(
         command=command + (" --allow-target" if allow_target else ""),
     )
     run = Run(request, spread(count, hosts), runs.new_run_id())
+    runs.check_writable()
     options.say(
         f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
         f"{where.address}:{where.port} from {', '.join(host.name for host in run.client_hosts)}"
@@ -92,7 +93,10 @@ def stop(options: Options) -> Answer:
 
     def stop_all(session: Session) -> int:
         stopped = 0
-        for run_id in checked(session.call("stress", {"action": "list"}))["runs"]:
+        for run_id, clients in checked(session.call("stress", {"action": "list"}))["runs"].items():
+            if options.check:
+                stopped += sum(1 for client in clients if client["alive"])
+                continue
             got = checked(session.call("stress", {"action": "stop", "run_id": run_id, "timeout": 15}))
             stopped += got["stopped"]
         return stopped
@@ -101,7 +105,8 @@ def stop(options: Options) -> Answer:
         if outcome.status != "ok":
             options.say(f"{outcome.host.name}: {outcome.status}: {outcome.error}")
         else:
-            said = f"stopped {outcome.value} clients" if outcome.value else "none was running"
+            did = "would stop" if options.check else "stopped"
+            said = f"{did} {outcome.value} clients" if outcome.value else "none was running"
             options.say(f"{outcome.host.name}: {said}")
 
     with options.fleet(hosts) as fleet:

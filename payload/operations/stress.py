@@ -24,6 +24,7 @@ from operations import OperationError
 
 START_TIMEOUT = 60.0  # seconds for one client to plan, fork its workers and say that it is ready
 FINAL = ("done", "failed")
+KEEP_PROGRAMS = 5  # versions of the client's files that stay, so that none is taken from a client just starting
 
 
 def run(args, context):
@@ -52,7 +53,10 @@ def start(folder, args, context):
     Code 0: it waits at its barrier. 5: its plan was refused. Nothing has connected yet in either case.
     """
     try:
-        os.makedirs(folder, 0o700)
+        _private(os.path.dirname(folder))
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        raise OperationError("{} exists: this machine is in the run under two names; name it once".format(folder))
     except OSError as error:
         raise OperationError("cannot create {}: {}".format(folder, error.strerror))
     programs = _install_programs(context.sources)
@@ -185,18 +189,32 @@ def _install_programs(sources):
         return place
     draft = "{}.new-{}".format(place, os.getpid())
     try:
-        os.makedirs(draft, 0o700)
+        _private(top)
+        os.mkdir(draft, 0o700)
         for name in names:
             with open(os.path.join(draft, name + ".py"), "w", encoding="utf-8") as target:
                 target.write(sources[name])
         os.rename(draft, place)
-        for old in os.listdir(top):
-            if old != digest:
-                shutil.rmtree(os.path.join(top, old), ignore_errors=True)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if os.path.isdir(place):  # another agent was first
+            return place
         raise OperationError("cannot install the stress client in {}: {}".format(place, error.strerror))
+    complete = [os.path.join(top, name) for name in os.listdir(top) if ".new-" not in name]
+    for old in sorted(complete, key=os.path.getmtime)[:-KEEP_PROGRAMS]:
+        shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _private(directory):
+    """Make the state directory and what leads from it to `directory`, for this user only."""
+    top = state_directory()
+    os.makedirs(os.path.dirname(top), exist_ok=True)
+    for path in (top, directory):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
 
 
 def _remove_empty(directory):

@@ -77,7 +77,7 @@ class Lab:
         return done.stdout
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_lab(inv: Inv) -> Iterator[Lab]:
     """Boots the lab once, unless it is up already; takes down what it booted and checks that nothing is left."""
     before = leaks.snapshot()

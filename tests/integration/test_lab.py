@@ -39,6 +39,21 @@ def test_an_interrupted_lab_up_cleans_up_and_the_next_one_works(no_lab: None, in
     assert leaks.left_since(before) == {} and not lab.STATE.exists()
 
 
+@pytest.mark.parametrize("moment", [2.0, 3.2])
+def test_impatient_signals_do_not_cut_the_clean_up_short(no_lab: None, inv: Inv, moment: float) -> None:
+    before = leaks.snapshot()
+    process = inv.start("lab-up")
+    time.sleep(moment)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.15)
+    _, err = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was up before the first signal came
+        inv("lab-down")
+    assert "Traceback" not in err
+    assert leaks.left_since(before) == {} and not lab.STATE.exists() and not (ROOT / ".lab").exists()
+
+
 def test_a_killed_lab_up_is_cleaned_up_by_the_next_command(no_lab: None, inv: Inv) -> None:
     before = leaks.snapshot()
     process = inv.start("lab-up")

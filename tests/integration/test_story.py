@@ -142,11 +142,10 @@ def test_start_by_hand_over_ssh_returns_at_once(served: Lab) -> None:
         served.ssh("s1", "python3 /opt/tcpfleet/echo_server.py stop --pid-file /run/other.pid")
 
 
-def test_a_port_in_use_is_one_sentence(served: Lab, inv: Inv) -> None:
-    done = inv("deploy-server", "--port", "22", code=2)
-    assert "port 22" in done.stdout and "in use" in done.stdout
-    inv("deploy-server")
-    assert inv.json("server-status")["servers"]["s1"]["listening"] == [f"0.0.0.0:{PORT}"]
+def test_a_port_in_use_is_one_sentence(tuned: Lab, inv: Inv) -> None:
+    done = inv("deploy-server", "--hosts", "c1", "--port", "22", code=2)
+    assert "port 22 is in use" in done.stdout
+    assert inv.json("server-status", "--hosts", "c1", code=2)["servers"]["c1"]["running"] is False
 
 
 # ---------------------------------------------------------------- stress
@@ -336,3 +335,102 @@ def test_json_is_one_object_on_stdout_even_for_errors(running_lab: Lab) -> None:
         text=True,
     )
     assert done.returncode == 1 and json.loads(done.stdout)["exit_code"] == 1
+
+
+# ---------------------------------------------------------------- found by breaking it
+
+
+def started(inv: Inv, *words: str) -> "subprocess.Popen[str]":
+    """A stress run in the background, at the moment in which its folder appears."""
+    before = os.readlink(ROOT / "reports/latest") if (ROOT / "reports/latest").is_symlink() else None
+    process = inv.start("stress", *words)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (ROOT / "reports/latest").is_symlink() and os.readlink(ROOT / "reports/latest") != before:
+            return process
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[1])
+
+
+def test_what_was_interrupted_stays_so_when_results_are_fetched_later(served: Lab, inv: Inv) -> None:
+    process = started(inv, "--per-client", "200", "--hold", "60")
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    record = latest()
+    # As if c1 had been out of reach at the end.
+    next(host for host in record["hosts"] if host["name"] == "c1")["lost"] = "no sign of life"
+    folder = ROOT / "reports/latest"
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "observations/after/c1.json").unlink()
+    others = {name: (folder / f"observations/after/{name}.json").read_text() for name in ("s1", "c2", "c3", "c4")}
+    inv("collect-report", code=None)
+    again = latest()
+    assert again["interrupted"] is True and again["verdict"] == "fail"
+    for name, text in others.items():
+        assert (folder / f"observations/after/{name}.json").read_text() == text
+
+
+def test_stop_stress_says_so_under_check_and_makes_no_pass(served: Lab, inv: Inv) -> None:
+    process = started(inv, "--per-client", "200", "--hold", "30")
+    time.sleep(2)
+    assert "would stop 1 clients" in inv("stop-stress", "--check").stdout
+    assert process.poll() is None
+    inv("stop-stress")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    run = latest()
+    assert run["verdict"] == "fail" and run["interrupted"] is True
+    assert any("was stopped after" in warning for warning in run["warnings"])
+
+
+def test_few_forks_do_not_break_the_barriers(served: Lab, inv: Inv) -> None:
+    run = inv.json("stress", "--clients", "4", "--per-client", "500", "--hold", "3", "--forks", "1")
+    assert run["verdict"] == "pass" and run["connections"]["peak"] == 2000
+    text = (ROOT / "reports/latest/raw/peak/s1/ss-s.txt").read_text()
+    assert int(text.partition("estab ")[2].partition(",")[0]) >= 2000
+
+
+@pytest.mark.parametrize("options", [("--port", "22"), ("--bind", "1.2.3.4")])
+def test_a_running_server_is_not_stopped_for_an_address_that_cannot_be_had(
+    served: Lab, inv: Inv, options: tuple[str, str]
+) -> None:
+    before = inv.json("server-status")["servers"]["s1"]["pid"]
+    done = inv("deploy-server", *options, code=2)
+    assert "cannot listen on" in done.stdout and "left as it is" in done.stdout
+    assert inv.json("server-status")["servers"]["s1"]["pid"] == before
+
+
+def test_check_counts_what_deploying_would_change(served: Lab, inv: Inv) -> None:
+    assert inv.json("deploy-server", "--check")["hosts"]["s1"]["changed"] == 0
+    would = inv.json("deploy-server", "--check", "--max-connections", "20k")["hosts"]["s1"]["changed"]
+    assert would == 2  # one stop, one start
+    assert inv.json("deploy-server", "--check")["hosts"]["s1"]["changed"] == 0
+
+
+def test_a_machine_under_two_names_is_named(served: Lab, inv: Inv, tmp_path: Path) -> None:
+    from tests.integration.test_link import C1, inventory
+
+    path = inventory(
+        tmp_path, one={"ansible_host": C1}, two={"ansible_host": C1}, s1={"ansible_host": "10.77.0.11"}
+    )
+    done = inv("stress", "--hosts", "one:two", "--target", "s1", "--per-client", "10", "--inventory", path, code=2)
+    assert "under two names" in done.stderr
+    nothing_runs(served)
+
+
+def test_two_interrupts_say_what_is_left(served: Lab, inv: Inv) -> None:
+    process = started(inv, "--per-client", "100", "--hold", "60")
+    time.sleep(2)
+    pids = served.ssh("c1", "pgrep -f '[s]tress_client.py'").split()
+    served.ssh("c1", f"kill -STOP {' '.join(pids)}")
+    try:
+        process.send_signal(signal.SIGINT)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and "may still run on" in err and "cleaned up" not in err
+    finally:
+        served.ssh("c1", f"kill -CONT {' '.join(pids)}")
+        inv("stop-stress")
+    nothing_runs(served)

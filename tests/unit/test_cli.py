@@ -96,3 +96,18 @@ def test_bad_use_is_one_sentence_and_its_code(words: tuple[str, ...], code: int,
 def test_json_is_one_object_on_stdout_even_for_errors() -> None:
     done = invoke("ping", "--hosts", "nosuch", "--json")
     assert json.loads(done.stdout) == {"error": done.stderr.strip().removeprefix("error: "), "exit_code": 1}
+
+
+def test_stress_offers_every_option_of_the_client_under_its_name() -> None:
+    import inspect
+
+    import stress_client
+
+    import tasks
+
+    # What the controller itself decides for each client.
+    own = {"--help", "--connections", "--slice", "--first-conn", "--json", "--plan", "--detach", "--barrier"}
+    own |= {"--barrier-timeout"}
+    offered = {f"--{name.replace('_', '-')}" for name in inspect.signature(tasks.stress.body).parameters}
+    asked = {option for action in stress_client.build_parser()._actions for option in action.option_strings}
+    assert {option for option in asked if option.startswith("--")} - own <= offered

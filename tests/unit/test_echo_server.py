@@ -341,6 +341,7 @@ def test_resets_leave_nothing(server: Server) -> None:
         s.close()
     wait_until(lambda: server.status()["connections"] == 1)
     assert {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in descriptors} == descriptors
+    assert (server.status()["resets"], server.status()["errors"]) == (300, 0)
     exchange(keep)
 
 

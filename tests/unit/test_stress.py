@@ -77,6 +77,7 @@ def result(verified: int, failed: int = 0, *, latency_us: int = 1000, step: floa
         "rate": {"connects_per_second": 100.0, "echoes_per_second": 100.0, "asked": None},
         "echoes": {"sent": verified, "verified": verified, "mismatched": 0, "lost": 0, "steady": 0},
         "seconds": {"ramp": 1.0, "hold": 2.0},
+        "interrupted": False,
         "errors": errors,
         "wall": {"name": "nothing listens", "evidence": "e", "fix": "f"} if failed else None,
         "warnings": ["slow"] if failed else [],
@@ -140,6 +141,12 @@ def test_the_share_of_a_lost_host_is_failed() -> None:
     assert run["verdict"] == "fail" and run["wall"]["name"] == "a client host was lost"
     assert run["connections"]["requested"] == 200 and run["connections"]["failed"] == 100
     assert run["errors"][0]["errno"] == "UNREACHABLE" and run["errors"][0]["count"] == 100
+
+
+def test_a_client_that_was_stopped_early_makes_no_pass() -> None:
+    run = record({0: result(100), 1: result(100) | {"interrupted": True}}, 2)
+    assert run["verdict"] == "fail" and run["interrupted"] is True and run["wall"] is None
+    assert run["warnings"] == ["c1, client 1: was stopped after 2 s of hold"]
 
 
 def test_no_result_at_all_is_a_fail() -> None:
