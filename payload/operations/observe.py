@@ -195,7 +195,7 @@ def look_lsof(look):
     sockets = look.sockets()[0]["sockets"]
     if sockets > LSOF_MOST_SOCKETS:
         # lsof reads all of /proc/net/tcp: 1.9 s at 15,000 sockets measured, no line within 5 s at 200,000.
-        raise RuntimeError(
+        raise LookupError(
             "left out at %d sockets (more than %d): it would keep a CPU busy while connections are held; "
             "descriptors per process are in `server`" % (sockets, LSOF_MOST_SOCKETS)
         )
