@@ -169,7 +169,7 @@ def stress(
 
 @task()
 def stress_status(options: Options) -> Answer:
-    """Show what stress clients are doing on the hosts, whoever started them."""
+    """Show what stress clients of this login are doing on the hosts, whichever controller started them."""
     from tcpfleet import stress_tasks
 
     return stress_tasks.status(options)

@@ -208,10 +208,8 @@ class Run:
             answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
 
         outcomes = fleet.run(start, self.all_hosts, at_once=True)
-        refused = sorted(
-            {f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] == Refused.exit_code}
-        )
-        failed = sorted({f"{a['host']}: {_plain(a['message'])}" for a in answers if a["code"] not in (0, 5)})
+        refused = _by_message([a for a in answers if a["code"] == Refused.exit_code])
+        failed = _by_message([a for a in answers if a["code"] not in (0, Refused.exit_code)])
         said = {
             status: [f"{name}: {outcome.error}" for name, outcome in outcomes.items() if outcome.status == status]
             for status in ("unreachable", "failed")
@@ -471,6 +469,16 @@ def checked(result: dict[str, Any]) -> dict[str, Any]:
     if result.get("failed"):
         raise HostFailed(str(result.get("msg")))
     return result
+
+
+def _by_message(answers: Sequence[dict[str, Any]]) -> list[str]:
+    """What clients said, each sentence once, with the hosts that said it."""
+    said: dict[str, list[str]] = {}
+    for answer in sorted(answers, key=lambda answer: int(answer["index"])):
+        hosts = said.setdefault(_plain(answer["message"]), [])
+        if answer["host"] not in hosts:
+            hosts.append(answer["host"])
+    return [f"{', '.join(hosts)}: {message}" for message, hosts in said.items()]
 
 
 def _because(what: str, reasons: Sequence[str]) -> str:

@@ -115,7 +115,7 @@ def stop(options: Options) -> Answer:
 
 
 def status(options: Options) -> Answer:
-    """What stress clients are doing on the hosts, whoever started them."""
+    """What stress clients of the login's user are doing on the hosts, whichever controller started them."""
     hosts = options.select("clients")
 
     def look(session: Session) -> dict[str, Any]:
