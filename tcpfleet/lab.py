@@ -27,7 +27,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -660,6 +660,13 @@ def _gone(inits: dict[int, list[int]], deadline: float) -> bool:
     return True
 
 
+def _wait_until_collected(pids: Iterable[int], patience: float = 3.0) -> None:
+    """Give this machine's PID 1 time to collect what ended: nothing of the lab should be seen in `ps` any more."""
+    deadline = time.monotonic() + patience
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def _alive(pid: int) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # our own child when lab-up is interrupted: collect it
@@ -723,6 +730,7 @@ def _remove_everything(say: Callable[[str], None]) -> bool:
         _halt(machines)
     names |= set(_inits())
     _end_orphans(names)
+    _wait_until_collected(machines.values())
     found = bool(machines) or STATE.exists()
     _unmount(STATE)
     shutil.rmtree(STATE, ignore_errors=True)
