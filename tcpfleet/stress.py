@@ -453,6 +453,8 @@ class Run:
                 return
 
     def _observe(self, session: Session, phase: str) -> None:
+        if self.observed.get(phase, {}).get(session.host.name, {}).get("status") == "ok":
+            return  # a stage that is repeated after a lost connection comes too late to look again
         self._keep(phase, session.host.name, deploy.observe(session, self.request.target.port))
 
     def _keep(self, phase: str, host: str, outcome: dict[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from payload.histogram import Histogram
-from tcpfleet import merge
+from tcpfleet import merge, stress
 from tcpfleet.errors import BadInput
 from tcpfleet.inventory import Host, Inventory
 from tcpfleet.stress import resolve_target, spread
@@ -56,6 +57,17 @@ def test_target(inventory: Inventory, text: str, client: str, expected: tuple[st
 def test_bad_targets(inventory: Inventory, text: str) -> None:
     with pytest.raises(BadInput, match="--target"):
         resolve_target(inventory, text, [inventory.hosts["c1"]], allow_outside=False)
+
+
+def test_a_stage_that_is_repeated_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([{"status": "failed", "error": "gone"}, {"status": "ok", "at": 1}, {"status": "ok", "at": 2}])
+    monkeypatch.setattr(stress.deploy, "observe", lambda session, port: next(looks))
+    target = stress.Target(None, "10.77.0.11", 1883)
+    run = stress.Run(stress.Request(1, 10, target, (), "inv stress"), spread(1, HOSTS), "r")
+    session = SimpleNamespace(host=HOSTS[0])
+    for _ in range(3):
+        run._observe(session, "peak")  # type: ignore[arg-type]
+    assert run.observed["peak"]["a"] == {"status": "ok", "at": 1}
 
 
 def result(verified: int, failed: int = 0, *, latency_us: int = 1000, step: float = 0.1) -> dict:
