@@ -110,7 +110,7 @@ class Options:
     def fleet(self, hosts: Sequence[Host]) -> Fleet:
         from tcpfleet.fleet import Fleet
 
-        return Fleet(hosts, self.inventory.connection, forks=self.forks)
+        return Fleet(hosts, self.inventory.connection, forks=self.forks, become_password=self.sudo_password)
 
 
 def number(option: str, value: Any, least: float, most: float, *, whole: bool = True) -> Any:

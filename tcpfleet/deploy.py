@@ -38,7 +38,7 @@ def observe(session: Session, port: int) -> dict[str, Any]:
         "log_file": place(session, "server_log_file"),
         "log_lines": 50,
     }
-    result = session.call("observe", arguments)
+    result = session.call("observe", arguments, become=session.become)
     if result.get("failed"):
         return {"status": "failed", "error": str(result.get("msg"))}
     return {"status": "ok", "observation": result["observation"], "raw": result["raw"]}
@@ -50,12 +50,12 @@ def server_status(session: Session) -> dict[str, Any]:
     :raises HostFailed: the program is there and cannot say.
     """
     program = f"{place(session, 'server_dir')}/echo_server.py"
-    there = session.call("stat", {"path": program})
+    there = session.call("stat", {"path": program}, become=session.become)
     if not there.get("failed") and not there["stat"]["exists"]:
         return {"running": False, "reason": f"not deployed: there is no {program}"}
     argv = [session.hello["executable"], "-E", "-s", "-S", program, "status"]
     argv += ["--pid-file", place(session, "server_pid_file")]
-    result = session.call("command", {"argv": argv})
+    result = session.call("command", {"argv": argv}, become=session.become)
     if result.get("rc") == NOT_RUNNING:
         return {"running": False, "reason": "not running"}
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from tcpfleet import lab
 from tcpfleet.errors import HostFailed, TcpfleetError, Unreachable
-from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Session, open_session
+from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Become, Session, open_session
 
 if TYPE_CHECKING:
     from tcpfleet.inventory import Connection, Host
@@ -46,6 +46,7 @@ class Fleet:
     :param connection: tells how to reach a host: `Inventory.connection`.
     :param forks: at most so many hosts at work at a time.
     :param connect_timeout: seconds.
+    :param become_password: for sudo, where the inventory gives none.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Fleet:
         *,
         forks: int = DEFAULT_FORKS,
         connect_timeout: float = CONNECT_TIMEOUT,
+        become_password: str | None = None,
     ) -> None:
         self.hosts = list(hosts)
         self._connection = connection
         self._forks = forks
         self._connect_timeout = connect_timeout
+        self._become_password = become_password
         self._sessions: dict[str, Session] = {}
         self._gone: dict[str, str] = {}
         self._closed = threading.Event()
@@ -142,6 +145,9 @@ class Fleet:
                 # Without the bridge the packets would leave this machine for whoever has that address out there.
                 raise Unreachable("the lab is not up on this machine: inv lab-up")
             session = open_session(host, how, connect_timeout=self._connect_timeout)
+            if how.become:
+                password = how.become_password or self._become_password
+                session.become = Become(how.become_user, how.become_method, password, how.become_exe or "sudo")
             self._sessions[host.name] = session
         return session
 

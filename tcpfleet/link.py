@@ -348,6 +348,7 @@ class Session:
     """An open agent on one host. One thread at a time calls; `beat` may come from another.
 
     :ivar host: the inventory's host.
+    :ivar become: who to be for what needs rights; set by the fleet from the inventory.
     :ivar hello: what the agent said of itself: pid, uid, python, executable, boot_id,
         nofile (soft and hard limit of open files of this login), uncached (why its archive could
         not be kept there, or None).
@@ -359,6 +360,7 @@ class Session:
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
         self._calling = threading.Lock()  # a stop after Ctrl-C waits here for the call it interrupts
+        self.become: Become | None = None  # the identity that the inventory asks for on this host
         self.idle_timeout = IDLE_TIMEOUT
         self.gone: str | None = None
 

@@ -434,3 +434,27 @@ def test_two_interrupts_say_what_is_left(served: Lab, inv: Inv) -> None:
         served.ssh("c1", f"kill -CONT {' '.join(pids)}")
         inv("stop-stress")
     nothing_runs(served)
+
+
+def test_the_four_commands_as_a_user_with_sudo(tuned: Lab, inv: Inv, tmp_path: Path) -> None:
+    from tests.integration.test_link import inventory
+
+    sudo = {"ansible_user": "deploy", "ansible_become": True}
+    addresses = {"s1": "10.77.0.11", "c1": "10.77.0.21", "c2": "10.77.0.22"}
+    path = inventory(tmp_path, **{name: sudo | {"ansible_host": address} for name, address in addresses.items()})
+    here = ("--inventory", path)
+    inv("tune", "--hosts", "all", *here)
+    inv("deploy-server", "--hosts", "s1", *here)
+    try:
+        assert inv.json("server-status", "--hosts", "s1", *here)["servers"]["s1"]["running"] is True
+        run = inv.json(
+            "stress", "--hosts", "c1:c2", "--target", "s1", "--per-client", "1500", "--hold", "1", *here
+        )
+        assert run["verdict"] == "pass" and run["connections"]["verified"] == 3000
+        inv("collect-report", *here)
+        seen = json.loads((ROOT / "reports/latest/observations/peak/s1.json").read_text())["observation"]
+        assert seen["states"]["server"]["ESTAB"] == 3000 and seen["server"]["pid"]
+        assert tuned.ssh("c1", "stat -c %U /home/deploy/.local/state/tcpfleet").strip() == "deploy"
+    finally:
+        inv("stop-server", "--hosts", "s1", *here)
+    nothing_runs(tuned)

@@ -506,11 +506,18 @@ def test_stop_delivers_what_a_slow_reader_has_coming(server: Server) -> None:
     server.started("--workers", "1")
     idle, slow = server.connect(), server.connect()
     slow.setblocking(False)
-    data, sent = os.urandom(32 << 20), 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += slow.send(data[sent : sent + 65536])
-    wait_until(lambda: server.status()["backpressured"] == 1)
+    data, sent = os.urandom(64 << 20), 0
+
+    def fill_until_it_stops_reading() -> bool:
+        # One full send buffer is not enough to say so: the kernel goes on moving it into the reader's.
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            while sent < len(data):
+                sent += slow.send(data[sent : sent + 65536])
+        return bool(server.status()["backpressured"] == 1)
+
+    wait_until(fill_until_it_stops_reading, 15)
+    time.sleep(0.2)
     echoed = server.status()["bytes"] - 2 * 28
     assert 0 < echoed < sent
     slow.settimeout(10)
