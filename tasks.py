@@ -76,8 +76,8 @@ def play(options: Options, playbook: str, extra_vars: list[str]) -> Answer:
     return plays.play(options, playbook, extra_vars)
 
 
-@task(help={"profile": "values to apply: a file of playbooks/profiles/ (default: article)"})
-def tune(options: Options, profile: str = "article") -> Answer:
+@task(help={"profile": "values to apply: a file of playbooks/profiles/ (default: the inventory's, or article)"})
+def tune(options: Options, profile: str = "") -> Answer:
     """Apply sysctls and nofile limits to --hosts; each value is read back, each key gets a status."""
     from tcpfleet import plays
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tcpfleet import deploy
 from tcpfleet import tune as tuning
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput, worst
-from tcpfleet.playbook import Recap, load
+from tcpfleet.errors import BadInput
+from tcpfleet.playbook import Playbook, Recap, load
 from tcpfleet.playbook.console import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -35,34 +35,27 @@ def play(options: Options, playbook: str, extra_vars: Sequence[str]) -> Answer:
 def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
     """playbooks/tune.yml, then a table per host of what is in force, read back.
 
+    :param profile: a file of playbooks/profiles/; empty for the inventory's `profile`, or article.
     :param become: whether to use sudo where the login is not root.
     """
     hosts = options.select()
-    if not (PLAYBOOKS / "profiles" / f"{profile}.yml").is_file():
+    if profile and not (PLAYBOOKS / "profiles" / f"{profile}.yml").is_file():
         known = ", ".join(sorted(path.stem for path in (PLAYBOOKS / "profiles").glob("*.yml")))
         raise BadInput(f"--profile {profile!r} is not a file of {PLAYBOOKS / 'profiles'}; there are: {known}")
     names = [host.name for host in hosts]
-    extra: dict[str, Any] = {"profile": profile}
+    extra: dict[str, Any] = {"profile": profile} if profile else {}
     if not become:
         extra["tune_become"] = False
     book = load(PLAYBOOKS / "tune.yml", extra)
     with options.fleet(hosts) as fleet:
-        recap = book.run(
-            fleet,
-            options.inventory,
-            names,
-            check=options.check,
-            diff=options.diff,
-            reporter=ConsoleReporter(options.out, diff=options.diff),
-            become_password=options.sudo_password,
-        )
+        recap = _run_on(options, book, fleet, names)
         readings = tuning.read_back(fleet, hosts, recap)
     logins = {} if options.check else _new_logins(options, [host for host in hosts if host.name in readings])
     tables = tuning.summarise(recap, readings, logins)
     options.say("")
     options.say(tuning.render(tables).rstrip("\n"))
     data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
-    return Answer(data, worst([recap.exit_code]))
+    return Answer(data, recap.exit_code)
 
 
 def _new_logins(options: Options, hosts: Sequence[Host]) -> dict[str, tuning.LoginLimit]:
@@ -99,18 +92,20 @@ def _on_servers(options: Options, file: str, extra: dict[str, Any]) -> Answer:
 def _run(options: Options, path: Path, extra: dict[str, Any], limit: str | None) -> tuple[Recap, list[Host]]:
     book = load(path, extra)
     hosts = book.hosts(options.inventory, limit)
-    fleet: Fleet
     with options.fleet(hosts) as fleet:
-        recap = book.run(
-            fleet,
-            options.inventory,
-            limit,
-            check=options.check,
-            diff=options.diff,
-            reporter=ConsoleReporter(options.out, diff=options.diff),
-            become_password=options.sudo_password,
-        )
-    return recap, hosts
+        return _run_on(options, book, fleet, limit), hosts
+
+
+def _run_on(options: Options, book: Playbook, fleet: Fleet, limit: str | Sequence[str] | None) -> Recap:
+    return book.run(
+        fleet,
+        options.inventory,
+        limit,
+        check=options.check,
+        diff=options.diff,
+        reporter=ConsoleReporter(options.out, diff=options.diff),
+        become_password=options.sudo_password,
+    )
 
 
 def read_extra_vars(words: Sequence[str]) -> dict[str, Any]:

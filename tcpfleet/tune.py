@@ -14,7 +14,7 @@ from tcpfleet.playbook import Recap, TaskResult
 from tcpfleet.playbook.engine import Fleet, Session
 
 APPLIED, ALREADY, ABSENT, READ_ONLY = "applied", "already", "absent", "read-only"
-REFUSED, WOULD_APPLY, UNKNOWN = "refused", "would-apply", "unknown"
+REFUSED, UNKNOWN = "refused", "unknown"
 
 
 @dataclass(frozen=True)

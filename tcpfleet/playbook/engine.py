@@ -7,7 +7,7 @@ lost drops out, the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -578,9 +578,3 @@ def _gathering(play: Play) -> Task:
         become_method=play.become_method,
         tags=frozenset(("always",)),
     )
-
-
-def tasks_of(play: Play) -> Iterator[Task]:
-    """Every task and handler of a play."""
-    yield from play.tasks
-    yield from play.handlers

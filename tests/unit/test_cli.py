@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +112,10 @@ def test_stress_offers_every_option_of_the_client_under_its_name() -> None:
     offered = {f"--{name.replace('_', '-')}" for name in inspect.signature(tasks.stress.body).parameters}
     asked = {option for action in stress_client.build_parser()._actions for option in action.option_strings}
     assert {option for option in asked if option.startswith("--")} - own <= offered
+
+
+def test_the_profile_of_the_inventory_counts_when_none_is_named(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {hosts: {here: {ansible_connection: local, profile: no-such}}}")
+    done = invoke("tune", "--hosts", "here", "--check", "--inventory", str(inventory))
+    assert done.returncode == 1 and "profiles/no-such.yml" in done.stderr and "article" in done.stderr
