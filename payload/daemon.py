@@ -365,8 +365,9 @@ def _await_daemon(child: int, receive: int, timeout: float, log_path: Optional[s
                     return StartResult(verdict[:1] == b"R", pid, verdict[1:].decode("utf-8", "replace"))
                 if not piece:
                     return StartResult(False, pid, _died(pid, log_path))
-            elif pid and process_start_time(pid) != start:
+            elif pid and (start is None or process_start_time(pid) != start):
                 # Its own children may still hold the pipe open, so the end of the pipe is not enough.
+                # Without a start time it was gone before we looked.
                 _end_group(pid)
                 return StartResult(False, pid, _died(pid, log_path))
             if time.monotonic() > deadline:

@@ -115,7 +115,20 @@ def test_a_daemon_that_dies_silently(tmp_path: Path) -> None:
     assert result.message == f"the daemon (pid {result.pid}) died before it was ready; its log is {log}"
 
 
-def test_a_daemon_that_dies_while_its_child_holds_the_pipe() -> None:
+@pytest.mark.parametrize("looked_late", [False, True])
+def test_a_daemon_that_dies_while_its_child_holds_the_pipe(
+    monkeypatch: pytest.MonkeyPatch, looked_late: bool
+) -> None:
+    real, caller = daemon.process_start_time, os.getpid()
+
+    def after_its_death(pid: int) -> int | None:
+        if os.getpid() == caller:
+            wait_until(lambda: real(pid) is None)
+        return real(pid)
+
+    if looked_late:
+        monkeypatch.setattr(daemon, "process_start_time", after_its_death)
+
     def main(ready: daemon.Readiness) -> None:
         if os.fork() == 0:
             time.sleep(30)
