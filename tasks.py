@@ -66,14 +66,40 @@ def facts(options: Options) -> Answer:
 
 @task(
     positional=["playbook"],
-    help={"playbook": "file", "extra_vars": "key=value pairs, JSON, or @file; may be given several times"},
-    iterable=["extra_vars"],
+    help={
+        "playbook": "file",
+        "extra_vars": "key=value pairs, JSON or YAML in {}, or @file; may be given several times",
+        "limit": "host pattern: only these of the hosts that the plays name (and of --hosts)",
+        "tags": "only tasks with one of these tags, comma separated; may be given several times",
+        "skip_tags": "no task with one of these tags",
+        "start_at_task": "name of the task to begin with; * stands for any text",
+        "syntax_check": "look for mistakes, run nothing",
+        "list_hosts": "show the hosts of each play, run nothing",
+        "list_tasks": "show the tasks that would run, run nothing",
+        "list_tags": "show all tags, run nothing",
+    },
+    iterable=["extra_vars", "tags", "skip_tags"],
+    shorts={"extra_vars": "e", "limit": "l", "tags": "t"},
 )
-def play(options: Options, playbook: str, extra_vars: list[str]) -> Answer:
+def play(
+    options: Options,
+    playbook: str,
+    extra_vars: list[str],
+    tags: list[str],
+    skip_tags: list[str],
+    limit: str = "",
+    start_at_task: str = "",
+    syntax_check: bool = False,
+    list_hosts: bool = False,
+    list_tasks: bool = False,
+    list_tags: bool = False,
+) -> Answer:
     """Run a playbook in (a subset of) Ansible's format on the hosts it names."""
     from tcpfleet import plays
 
-    return plays.play(options, playbook, extra_vars)
+    shown = {"syntax": syntax_check, "hosts": list_hosts, "tasks": list_tasks, "tags": list_tags}
+    choice = plays.Choice(limit, plays.words(tags), plays.words(skip_tags), start_at_task)
+    return plays.play(options, playbook, extra_vars, choice, [name for name, wanted in shown.items() if wanted])
 
 
 @task(help={"profile": "values to apply: a file of playbooks/profiles/ (default: the inventory's, or article)"})
@@ -213,6 +239,22 @@ def lint(options: Options) -> Answer:
     from tcpfleet import develop
 
     return develop.lint()
+
+
+@task(
+    common=("hosts", "json"),
+    positional=["what"],
+    help={
+        "what": "playbook",
+        "rounds": "how often each figure is taken; medians count (3)",
+        "only": "parts of it, comma separated; then nothing is written",
+    },
+)
+def bench(options: Options, what: str, rounds: str = "3", only: str = "") -> Answer:
+    """Measure against other tools on the lab; writes the table into benchmarks/README.md."""
+    from tcpfleet import bench as benchmarks
+
+    return benchmarks.run(options, what, rounds, only)
 
 
 namespace = Collection()

@@ -1,8 +1,9 @@
 """The agent: one process per host and command, speaking frames (wire.py) over the pipes it was started with.
 
-In: `run` messages naming an operation, its arguments, check and diff mode and the identity to become.
-Out: `progress` while an operation runs, one `result` each, in order. Both ends send a `beat` every
-BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is silent for ALONE
+In: `run` messages with a list of steps, each naming an operation, its arguments, check and diff mode and the
+identity to become. Out: `progress` while a step runs, a `result` for each, in order, and an `end`. Steps carry
+the number of the task they belong to: when a step fails and may not (`go_on`), the steps of later tasks are not
+run, so that a controller can send many tasks ahead. Both ends send a `beat` every BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is silent for ALONE
 seconds: the operation at work is asked to stop, gets GRACE seconds to finish its step, then every child
 goes and the agent with it.
 
@@ -172,25 +173,44 @@ class Agent(object):
     # -- operations --------------------------------------------------------------------------------
 
     def _answer(self, message):
-        number = message.get("id")
+        number, failed_in = message.get("id"), None
+        for index, step in enumerate(message["steps"]):
+            if self.stop.is_set() or (failed_in is not None and step.get("task", 0) != failed_in):
+                break
+            answer = {"type": "result", "id": number, "step": index}
+            result = self._run(step, number, index)
+            try:
+                self.send(dict(answer, result=result))
+            except (wire.ProtocolError, TypeError, ValueError) as error:
+                msg = "the result of {} cannot be sent: {}".format(step.get("op"), error)
+                result = {"changed": False, "failed": True, "msg": msg}
+                self.send(dict(answer, result=result))
+            if result.get("failed") and not step.get("go_on"):
+                failed_in = step.get("task", 0)
+        self.send({"type": "end", "id": number})
+
+    def _run(self, step, number, index):
+        """One step as whom it asks for; returns the result dict."""
 
         def progress(data):
-            self.send({"type": "progress", "id": number, "data": data})
+            self.send({"type": "progress", "id": number, "step": index, "data": data})
 
-        become = message.get("become")
+        become = step.get("become")
         try:
             if become and not _is_me(become["user"]):
-                result = self._as(become).call(message, progress)
+                result = self._as(become).call(step, progress)
             else:
-                context = Context(self, bool(message.get("check")), bool(message.get("diff")), progress)
-                result = perform(message["op"], message["args"], context)
+                context = Context(self, bool(step.get("check")), bool(step.get("diff")), progress)
+                result = perform(step["op"], step["args"], context)
         except BecomeError as error:
             result = {"changed": False, "failed": True, "msg": str(error)}
-        try:
-            self.send({"type": "result", "id": number, "result": result})
-        except (wire.ProtocolError, TypeError, ValueError) as error:
-            msg = "the result of {} cannot be sent: {}".format(message.get("op"), error)
-            self.send({"type": "result", "id": number, "result": {"changed": False, "failed": True, "msg": msg}})
+        notify = step.get("notify")
+        if notify and result.get("changed") and not result.get("failed"):
+            # Before anything else can go wrong: the change is made, so its handlers are owed.
+            owed = perform("handlers", dict(notify, action="add"), Context(self, False, False, progress))
+            if owed.get("failed"):
+                result = dict(result, failed=True, msg="changed, but " + owed["msg"])
+        return result
 
     def _as(self, become):
         key = (become.get("exe"), become["user"])
@@ -253,6 +273,7 @@ class Become(object):
             raise BecomeError("cannot become {}: {} cannot be started ({})".format(self.user, exe, error.strerror))
         self._lock = threading.Lock()
         self._decoder = wire.Decoder()
+        self._number = 0
         try:
             rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.archive)
         except BaseException:
@@ -324,18 +345,23 @@ class Become(object):
     def send(self, message):
         self._write(wire.pack(message))
 
-    def call(self, message, progress):
-        """Relay one `run` message and its progress; returns the result dict."""
-        self.send({name: value for name, value in message.items() if name != "become"})
+    def call(self, step, progress):
+        """Relay one step and its progress; returns the result dict."""
+        self._number += 1
+        told = {name: step[name] for name in ("op", "args", "check", "diff") if name in step}
+        self.send({"type": "run", "id": self._number, "steps": [told]})
+        result = None
         while True:
             while self._ready:
                 answer = self._ready.pop(0)
-                if answer.get("id") != message["id"]:
+                if answer.get("id") != self._number:
                     continue
                 if answer["type"] == "progress":
                     progress(answer["data"])
                 elif answer["type"] == "result":
-                    return answer["result"]
+                    result = answer["result"]
+                elif answer["type"] == "end" and result is not None:
+                    return result
             ready, _, _ = select.select([self.process.stdout], [], [], IDLE)
             if not ready:  # it beats every BEAT seconds while it lives
                 self.process.kill()

@@ -13,12 +13,13 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from invoke.context import Context
+from invoke.parser.argument import Argument
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
@@ -66,6 +67,8 @@ class Options:
         self.check = bool(values.get("check"))
         self.diff = bool(values.get("diff"))
         self.json = bool(values.get("json"))
+        # Its group_vars/ and host_vars/ count too, beside the inventory's; set before `inventory` is used.
+        self.playbook_dir: Path | None = None
         self.sudo_password: str | None = None
         if values.get("ask_sudo_pass"):
             import getpass
@@ -87,7 +90,7 @@ class Options:
     def inventory(self) -> Inventory:
         from tcpfleet.inventory import Inventory
 
-        inventory = Inventory.load(self.inventory_path)
+        inventory = Inventory.load(self.inventory_path, self.playbook_dir)
         for warning in inventory.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         return inventory
@@ -134,12 +137,31 @@ def number(option: str, value: Any, least: float, most: float, *, whole: bool = 
     return int(amount) if whole else amount
 
 
+class _Task(Task[Any]):
+    """An Invoke task some of whose options have a short flag.
+
+    :ivar shorts: option -> its letter.
+    """
+
+    shorts: Mapping[str, str] = {}
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """As Invoke's, with the short flags."""
+        arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
+        for argument in arguments:
+            short = self.shorts.get(argument.attr_name or argument.name or "")
+            if short:
+                argument.names = (*argument.names, short)
+        return arguments
+
+
 def task(
     *,
     common: Sequence[str] = FLEET,
     help: dict[str, str] | None = None,
     positional: Sequence[str] = (),
     iterable: Sequence[str] = (),
+    shorts: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Answer | None]], Task[Any]]:
     """Make an Invoke task of a function ``(options, **own)``.
 
@@ -147,6 +169,7 @@ def task(
     :param help: option name -> text, for its own options.
     :param positional: own options given without a flag.
     :param iterable: own options that may be given several times.
+    :param shorts: own option -> its one-letter flag, for the few that have one.
     """
 
     def wrap(function: Callable[..., Answer | None]) -> Task[Any]:
@@ -167,9 +190,15 @@ def task(
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         texts = {name: COMMON[name][1] for name in common} | (help or {})
         # Short flags would give -h to --hosts, and people expect help there.
-        made: Task[Any] = invoke_task(  # type: ignore[assignment]
-            body, positional=list(positional), iterable=list(iterable), help=texts, auto_shortflags=False
+        made: _Task = invoke_task(  # type: ignore[assignment]
+            body,
+            positional=list(positional),
+            iterable=list(iterable),
+            help=texts,
+            auto_shortflags=False,
+            klass=_Task,
         )
+        made.shorts = shorts or {}
         return made
 
     return wrap

@@ -38,6 +38,11 @@ class Outcome(Generic[T]):
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class _News:
+    content: Any
+
+
 class Fleet:
     """Sessions on some hosts, opened when first needed and kept until the end of the command.
 
@@ -77,17 +82,20 @@ class Fleet:
 
     def run(
         self,
-        function: Callable[[Session], T],
+        function: Callable[..., T],
         hosts: Sequence[Host] | None = None,
         *,
         on_outcome: Callable[[Outcome[T]], None] | None = None,
+        on_news: Callable[[Any], None] | None = None,
         reconnect: bool = False,
         at_once: bool = False,
     ) -> dict[str, Outcome[T]]:
-        """Run `function` with each host's session; every host gets an outcome.
+        """Run `function(session)` on each host; every host gets an outcome.
 
         :param hosts: a part of the fleet; all of it by default.
         :param on_outcome: called in this thread with each outcome as it comes.
+        :param on_news: called in this thread with what functions tell on their way: they are then called as
+            `function(session, tell)`. All news of a host come before its outcome.
         :param reconnect: try hosts again that were lost earlier in this command; else they are unreachable
             at once.
         :param at_once: all hosts at a time whatever `forks` says: for functions that wait for one another's
@@ -96,7 +104,13 @@ class Fleet:
         """
         wanted = list(self.hosts if hosts is None else hosts)
         outcomes: dict[str, Outcome[T]] = {}
-        results: queue.Queue[Outcome[T] | BaseException] = queue.Queue()
+        results: queue.Queue[Outcome[T] | BaseException | _News] = queue.Queue()
+        work = function
+        if on_news is not None:
+
+            def work(session: Session) -> T:
+                return function(session, lambda news: results.put(_News(news)))
+
         waiting = list(reversed(wanted))
         most = len(wanted) if at_once else self._forks
         running = 0
@@ -104,10 +118,14 @@ class Fleet:
             while waiting and running < most:
                 host = waiting.pop()
                 threading.Thread(
-                    target=lambda host=host: results.put(self._one(function, host, reconnect)), daemon=True
+                    target=lambda host=host: results.put(self._one(work, host, reconnect)), daemon=True
                 ).start()
                 running += 1
             outcome = results.get()
+            if isinstance(outcome, _News):
+                assert on_news is not None
+                on_news(outcome.content)
+                continue
             running -= 1
             if isinstance(outcome, BaseException):
                 raise outcome

@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -69,6 +69,34 @@ class Become(NamedTuple):
 
     def __repr__(self) -> str:  # a traceback must not show the password
         return f"Become(user={self.user!r}, method={self.method!r}, exe={self.exe!r})"
+
+
+class Step(NamedTuple):
+    """One operation among those that are sent together.
+
+    :ivar task: steps of one task share a number; when a step fails, later tasks of the message are not run ...
+    :ivar go_on: ... unless it may fail.
+    :ivar notify: ``{"play", "names"}``: handlers that are owed once this step has changed something.
+    """
+
+    op: str
+    args: dict[str, Any]
+    check: bool = False
+    diff: bool = False
+    become: Become | None = None
+    task: int = 0
+    go_on: bool = False
+    notify: dict[str, Any] | None = None
+
+    def message(self) -> dict[str, Any]:
+        """The step as the agent gets it; see payload/agent.py."""
+        told = self._asdict()
+        if self.become is not None:
+            told["become"] = {"user": self.become.user, "exe": self.become.exe, "password": self.become.password}
+        return {name: value for name, value in told.items() if value not in (None, False)}
+
+    def __repr__(self) -> str:  # arguments may hold secrets
+        return f"Step(op={self.op!r}, task={self.task})"
 
 
 # ---------------------------------------------------------------- the archive
@@ -232,13 +260,16 @@ def _load_fabric_config(path: str | None) -> Any:
 
 
 def _fabric_config(path: str | None) -> Any:
-    """Fabric's Config, loaded once per ssh_config and not by two threads at a time."""
+    """A copy of Fabric's Config, which is loaded once per ssh_config and not by two threads at a time.
+
+    A copy, since a Connection writes into the Config that it is given.
+    """
     with _config_lock:
         config = _load_fabric_config(path)
         if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
             config.load_ssh_config()
             object.__setattr__(config, "_tcpfleet_loaded", True)
-        return config
+        return config.clone()
 
 
 def _ssh_connection(how: Connection, connect_timeout: float) -> fabric.Connection:
@@ -381,25 +412,42 @@ class Session:
         :returns: the operation's result; a failed one has ``failed: True`` and ``msg``.
         :raises Unreachable: the host is gone, silent, or speaks nonsense.
         """
+        results: list[dict[str, Any]] = []
+        self.run(
+            [Step(op, args, check, diff, become)],
+            lambda _, result: results.append(result),
+            on_progress=on_progress,
+            timeout=timeout,
+        )
+        if not results:
+            raise self._lost(f"the agent did not run {op}")
+        return results[0]
+
+    def run(
+        self,
+        steps: Sequence[Step],
+        on_result: Callable[[int, dict[str, Any]], None],
+        *,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Send steps in one message and wait until the agent is done with them.
+
+        :param on_result: called with a step's index and result, in order, as results come. Steps of tasks after
+            one that failed are not run and have no result.
+        :param timeout: seconds for all of it; None as long as the host keeps beating.
+        :raises Unreachable: the host is gone, silent, or speaks nonsense.
+        """
         with self._calling:
             number = next(self._numbers)
-            message: dict[str, Any] = {
-                "type": "run",
-                "id": number,
-                "op": op,
-                "args": args,
-                "check": check,
-                "diff": diff,
-            }
-            if become is not None:
-                message["become"] = {"user": become.user, "exe": become.exe, "password": become.password}
-            self._send(wire.pack(message))
+            self._send(wire.pack({"type": "run", "id": number, "steps": [step.message() for step in steps]}))
             deadline = None if timeout is None else time.monotonic() + timeout
-            heard = time.monotonic()
+            heard, done = time.monotonic(), 0
             while True:
                 now = time.monotonic()
+                doing = steps[min(done, len(steps) - 1)].op
                 if deadline is not None and now > deadline:
-                    raise self._lost(f"{op} took longer than {timeout:g} s")
+                    raise self._lost(f"{doing} took longer than {timeout:g} s")
                 if now - heard > self.idle_timeout:
                     raise self._lost(f"no sign of life for {self.idle_timeout:g} s")
                 try:
@@ -410,17 +458,21 @@ class Session:
                     raise self._lost(_os_reason(error)) from None
                 if not data:
                     _code, said = self._stream.last_words()
-                    raise self._lost(f"the agent ended during {op}" + (f": {said}" if said else ""))
+                    raise self._lost(f"the agent ended during {doing}" + (f": {said}" if said else ""))
                 heard = time.monotonic()
                 for answer in self._decode(data):
-                    if answer.get("type") == "progress" and answer.get("id") == number:
-                        if on_progress is not None:
-                            on_progress(answer.get("data") or {})
-                    elif answer.get("type") == "result" and answer.get("id") == number:
-                        result = answer.get("result")
-                        if not isinstance(result, dict):
-                            raise self._lost("the agent's result is not an object")
-                        return result
+                    if answer.get("id") != number:
+                        continue
+                    kind, result = answer.get("type"), answer.get("result")
+                    if kind == "progress" and on_progress is not None:
+                        on_progress(answer.get("data") or {})
+                    elif kind == "result":
+                        if not isinstance(result, dict) or answer.get("step") != done or done >= len(steps):
+                            raise self._lost("the agent's result is not one that was asked for")
+                        done += 1
+                        on_result(done - 1, result)
+                    elif kind == "end":
+                        return
 
     def _decode(self, data: bytes) -> list[dict[str, Any]]:
         try:

@@ -6,18 +6,22 @@ file, the variables and the hosts, and for `tune` adds what was read back from t
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcpfleet import deploy
 from tcpfleet import tune as tuning
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput
-from tcpfleet.playbook import Playbook, Recap, load
+from tcpfleet.errors import BadInput, LocatedError
+from tcpfleet.playbook import Options as Selection
+from tcpfleet.playbook import Playbook, PlaybookErrors, Recap, load
+from tcpfleet.playbook.arguments import free_form
 from tcpfleet.playbook.console import ConsoleReporter
+from tcpfleet.playbook.engine import is_chosen
+from tcpfleet.playbook.nodes import NAME
+from tcpfleet.playbook.parse import read_vars
 
 if TYPE_CHECKING:
     from tcpfleet.fleet import Fleet
@@ -26,10 +30,105 @@ if TYPE_CHECKING:
 PLAYBOOKS = ROOT / "playbooks"
 
 
-def play(options: Options, playbook: str, extra_vars: Sequence[str]) -> Answer:
-    """Anyone's playbook, on the hosts that its plays name; --hosts limits them."""
-    recap, _ = _run(options, Path(playbook), read_extra_vars(extra_vars), options.hosts or None)
+@dataclass(frozen=True)
+class Choice:
+    """Which part of a playbook to run.
+
+    :ivar limit: a host pattern that counts beside --hosts, or ''.
+    :ivar start_at: glob of the name of the first task, or ''.
+    """
+
+    limit: str = ""
+    tags: tuple[str, ...] = ()
+    skip_tags: tuple[str, ...] = ()
+    start_at: str = ""
+
+
+def words(values: Sequence[str]) -> tuple[str, ...]:
+    """Tags as they are given: several times, or with commas between them.
+
+    >>> words(["a, b", "c"])
+    ('a', 'b', 'c')
+    """
+    return tuple(word.strip() for value in values for word in value.split(",") if word.strip())
+
+
+def play(
+    options: Options, playbook: str, extra_vars: Sequence[str], choice: Choice, show: Sequence[str] = ()
+) -> Answer:
+    """Anyone's playbook, on the hosts that its plays name and that --hosts and --limit leave.
+
+    :param show: of ``syntax``, ``hosts``, ``tasks``, ``tags``: what to print instead of running it.
+    """
+    book = load(playbook, read_extra_vars(extra_vars))
+    options.playbook_dir = book.folder
+    limit = _limit(options, book, choice.limit)
+    if show:
+        return _show(options, book, limit, choice, show)
+    hosts = book.hosts(options.inventory, limit)
+    with options.fleet(hosts) as fleet:
+        recap = _run_on(options, book, fleet, limit, choice)
     return Answer(recap.to_json(), recap.exit_code)
+
+
+def _limit(options: Options, book: Playbook, pattern: str) -> list[str] | None:
+    """Names of the hosts that --hosts and --limit both leave; None when neither is given.
+
+    :raises PlaybookErrors: when the inventory has a mistake and the playbook has some too.
+    :raises BadInput: when they leave no host.
+    """
+    try:
+        inventory = options.inventory
+    except LocatedError as error:
+        if book.problems:
+            raise PlaybookErrors([*book.problems, error]) from None
+        raise
+    patterns = {"--hosts": options.hosts, "--limit": pattern}
+    left: list[str] | None = None
+    for option, one in patterns.items():
+        if not one:
+            continue
+        if one.startswith("@"):
+            raise BadInput(f"{option} {one}: name the hosts; a file of hosts is not read")
+        try:
+            names = [host.name for host in inventory.select(one)]
+        except BadInput as error:
+            raise BadInput(f"{option}: {error}") from None
+        left = names if left is None else [name for name in left if name in names]
+    if left is not None and not left:
+        raise BadInput(f"--hosts {options.hosts!r} and --limit {pattern!r} have no host in common")
+    return left
+
+
+def _show(
+    options: Options, book: Playbook, limit: Sequence[str] | None, choice: Choice, what: Sequence[str]
+) -> Answer:
+    """What would run, in the form of ansible-playbook's --list-hosts, --list-tasks and --list-tags."""
+    prepared = book.prepare(options.inventory, limit)
+    chosen = Selection(tags=frozenset(choice.tags), skip_tags=frozenset(choice.skip_tags))
+    options.say(f"\nplaybook: {book.path}")
+    plays: list[dict[str, Any]] = []
+    for number, one in enumerate(prepared, 1):
+        tasks = [task for task in one.play.tasks if task.module.name != "meta" and is_chosen(task, chosen)]
+        tags = sorted({tag for task in tasks for tag in task.tags})
+        plays.append({"name": one.play.title, "hosts": list(one.files), "tags": tags})
+        plays[-1]["tasks"] = [{"name": task.title, "tags": sorted(task.tags)} for task in tasks]
+        if list(what) == ["syntax"]:
+            continue
+        options.say(
+            f"\n  play #{number} ({one.play.hosts}): {one.play.title}\tTAGS: [{', '.join(sorted(one.play.tags))}]"
+        )
+        if "hosts" in what:
+            options.say(f"    pattern: {one.play.hosts.split(',')}\n    hosts ({len(one.files)}):")
+            for name in one.files:
+                options.say(f"      {name}")
+        if "tasks" in what:
+            options.say("    tasks:")
+            for task in tasks:
+                options.say(f"      {task.title}\tTAGS: [{', '.join(sorted(task.tags))}]")
+        if "tags" in what:
+            options.say(f"      TASK TAGS: [{', '.join(tags)}]")
+    return Answer({"playbook": str(book.path), "plays": plays})
 
 
 def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
@@ -50,7 +149,9 @@ def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
     with options.fleet(hosts) as fleet:
         recap = _run_on(options, book, fleet, names)
         readings = tuning.read_back(fleet, hosts, recap)
-    logins = {} if options.check else _new_logins(options, [host for host in hosts if host.name in readings])
+        logins = {} if options.check else tuning.held_logins(fleet, _over_ssh(options, hosts), recap)
+    if not options.check:
+        logins |= _new_logins(options, [host for host in hosts if host.name in readings.keys() - logins.keys()])
     tables = tuning.summarise(recap, readings, logins)
     options.say("")
     options.say(tuning.render(tables).rstrip("\n"))
@@ -60,10 +161,14 @@ def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
 
 def _new_logins(options: Options, hosts: Sequence[Host]) -> dict[str, tuning.LoginLimit]:
     """Open-file limits of a login made after the tuning: limits.d counts only as seen there."""
-    over_ssh = [host for host in hosts if options.inventory.connection(host).kind == "ssh"]
-    with options.fleet(over_ssh) as fleet:
+    with options.fleet(_over_ssh(options, hosts)) as fleet:
         outcomes = fleet.run(lambda session: session.hello["nofile"])
     return {name: tuning.LoginLimit(*outcome.value) for name, outcome in outcomes.items() if outcome.value}
+
+
+def _over_ssh(options: Options, hosts: Sequence[Host]) -> list[Host]:
+    """Hosts where a session is a login; on this machine it is a child of ours."""
+    return [host for host in hosts if options.inventory.connection(host).kind == "ssh"]
 
 
 def deploy_server(
@@ -96,7 +201,13 @@ def _run(options: Options, path: Path, extra: dict[str, Any], limit: str | None)
         return _run_on(options, book, fleet, limit), hosts
 
 
-def _run_on(options: Options, book: Playbook, fleet: Fleet, limit: str | Sequence[str] | None) -> Recap:
+def _run_on(
+    options: Options,
+    book: Playbook,
+    fleet: Fleet,
+    limit: str | Sequence[str] | None,
+    choice: Choice = Choice(),
+) -> Recap:
     return book.run(
         fleet,
         options.inventory,
@@ -104,41 +215,50 @@ def _run_on(options: Options, book: Playbook, fleet: Fleet, limit: str | Sequenc
         check=options.check,
         diff=options.diff,
         reporter=ConsoleReporter(options.out, diff=options.diff),
+        tags=choice.tags,
+        skip_tags=choice.skip_tags,
+        start_at=choice.start_at,
         become_password=options.sudo_password,
     )
 
 
-def read_extra_vars(words: Sequence[str]) -> dict[str, Any]:
-    """``-e`` as Ansible reads it: key=value pairs (strings), one JSON object, or @file with YAML or JSON.
+def read_extra_vars(given: Sequence[str]) -> dict[str, Any]:
+    """``-e`` as Ansible reads it: key=value pairs (text), a mapping in JSON or YAML, or @file with one.
 
-    :raises BadInput: naming the word that is none of these.
+    :raises BadInput: naming what is none of these.
 
-    >>> read_extra_vars(["a=1 b='x y'", '{"c": [2]}'])
-    {'a': '1', 'b': 'x y', 'c': [2]}
+    >>> read_extra_vars(["a=1 b='x y'", '{"c": [2]}', "{d: yes}"])
+    {'a': '1', 'b': 'x y', 'c': [2], 'd': True}
     """
     found: dict[str, Any] = {}
-    for word in words:
-        if word.startswith("@"):
-            import yaml
-
-            try:
-                values = yaml.safe_load(Path(word[1:]).read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError) as error:
-                raise BadInput(f"--extra-vars {word}: {error}") from None
-        elif word.lstrip().startswith("{"):
-            try:
-                values = json.loads(word)
-            except ValueError as error:
-                raise BadInput(f"--extra-vars {word!r} is not JSON: {error}") from None
+    for one in given:
+        text = one.strip()
+        if text.startswith("@"):
+            path = Path(text[1:]).expanduser()
+            if not path.is_file():
+                raise BadInput(f"--extra-vars {one}: there is no file {path}")
+            values = read_vars(path)
+        elif text[:1] in ("{", "["):
+            values = _inline(one)
         else:
-            try:
-                pairs = [part.partition("=") for part in shlex.split(word)]
-            except ValueError as error:
-                raise BadInput(f"--extra-vars {word!r}: {error}") from None
-            if not all(key and equals for key, equals, _ in pairs):
-                raise BadInput(f"--extra-vars {word!r} is not key=value, a JSON object or @file")
-            values = {key: value for key, _, value in pairs}
-        if not isinstance(values, dict):
-            raise BadInput(f"--extra-vars {word!r} does not hold a mapping")
+            values = free_form(text, None)
+            stray = next((key for key, value in values.items() if value is None), None)
+            if stray is not None:
+                raise BadInput(f"--extra-vars {one!r}: {stray!r} is not key=value, a mapping in {{}}, or @file")
+        for name in values:
+            if not isinstance(name, str) or not NAME.match(name):
+                raise BadInput(f"--extra-vars {one!r}: {name!r} is no variable name (letters, digits, _)")
         found |= values
     return found
+
+
+def _inline(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--extra-vars {text!r} is neither JSON nor YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"--extra-vars {text!r} does not hold a mapping")
+    return values

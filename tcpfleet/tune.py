@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tcpfleet.link import Session
 from tcpfleet.playbook import Recap, TaskResult
-from tcpfleet.playbook.engine import Fleet, Session
+from tcpfleet.playbook.engine import Fleet
 
 APPLIED, ALREADY, ABSENT, READ_ONLY = "applied", "already", "absent", "read-only"
 REFUSED, UNKNOWN = "refused", "unknown"
@@ -107,6 +108,18 @@ def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dic
         for name, outcome in outcomes.items()
         if outcome.status == "ok" and not outcome.value.get("failed")
     }
+
+
+def held_logins(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, LoginLimit]:
+    """Limits of this command's own login, where it was made after the limits were last written.
+
+    On a host whose limits file this run found as it should be, the login that the run itself holds was made
+    under that file: another one would show the same.
+    """
+    written = recap.registered("limits_written")
+    unchanged = [host for host in hosts if host.name in written and not written[host.name].changed]
+    outcomes = fleet.run(lambda session: session.hello["nofile"], unchanged)
+    return {name: LoginLimit(*outcome.value) for name, outcome in outcomes.items() if outcome.status == "ok"}
 
 
 def summarise(

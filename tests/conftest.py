@@ -1,15 +1,20 @@
 """Puts the checkout and payload/ on the path: payload modules import one another as top level, as on a host.
 
 Also the options of the suite: tests marked `full` run only under `--full`, tests marked `lab` only where a lab
-can be booted, and each says why it was skipped.
+can be booted, and each says why it was skipped. The lab is here since several
+packages share it.
 """
 
 import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.running import Inv, Lab
 
 ROOT = Path(__file__).resolve().parent.parent
 for place in (ROOT, ROOT / "payload"):
@@ -42,3 +47,28 @@ def nothing_is_left_behind() -> Iterator[None]:
     gc.collect()
     assert leaks.left_since(before) == {}
     assert leaks.descriptors() <= descriptors
+
+
+@pytest.fixture(scope="session")
+def inv() -> "Inv":
+    from tests.running import Inv
+
+    return Inv()
+
+
+@pytest.fixture(scope="session")
+def running_lab(inv: "Inv") -> Iterator["Lab"]:
+    """Boots the lab once, unless it is up already; takes down what it booted and checks that nothing is left."""
+    from tcpfleet import lab
+    from tests import leaks
+    from tests.running import Lab
+
+    before = leaks.snapshot()
+    was_up = lab.status().owner is not None
+    inv("lab-up")
+    state = lab.status()
+    yield Lab({host.name: lab.LabHost(host.name, host.address) for host in state.hosts})
+    if not was_up:
+        inv("lab-down")
+        assert leaks.left_since(before) == {}
+        assert not lab.STATE.exists() and not (ROOT / ".lab").exists()

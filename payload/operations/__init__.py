@@ -18,9 +18,14 @@ To add one: one file here, one row below, one file of cases under tests/unit/ope
 # name on the wire -> module in this package
 TABLE = {
     "stress": "stress",
+    "blockinfile": "blockinfile",
     "command": "command",
     "copy": "copy",
+    "copy_tree": "copy_tree",
+    "fetch": "fetch",
     "file": "file",
+    "handlers": "handlers",
+    "lineinfile": "lineinfile",
     "pam_limits": "pam_limits",
     "observe": "observe",
     "ping": "ping",
@@ -31,6 +36,7 @@ TABLE = {
     "sysctl": "sysctl",
     "sysctl_read": "sysctl_read",
     "systemd": "systemd",
+    "upload": "upload",
     "wait_for": "wait_for",
 }
 

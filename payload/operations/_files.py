@@ -13,6 +13,8 @@ import hashlib
 import os
 import pwd
 import re
+import shlex
+import shutil
 import stat
 
 from operations import OperationError
@@ -20,6 +22,24 @@ from operations import OperationError
 # Longest content that travels back in a diff, in bytes; a diff is for people to read.
 DIFF_LIMIT = 256 * 1024
 _READ_LIMIT = 64 * 1024 * 1024
+
+
+def expand(path):
+    """A path with ``~`` and ``$NAME`` put in, as Ansible's arguments of type path have them."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def absolute(path, name="path"):
+    """The path expanded; :raises OperationError: when it is relative, for an agent has no folder to start from."""
+    full = expand(str(path))
+    if not os.path.isabs(full):
+        raise OperationError("%s must be an absolute path, not '%s'" % (name, path))
+    return full
+
+
+def token():
+    """16 random hex digits: for names that nobody can plant something at."""
+    return "".join("%02x" % byte for byte in os.urandom(8))
 
 
 def umask():
@@ -41,9 +61,12 @@ def mode_text(mode):
     return "%04o" % stat.S_IMODE(mode)
 
 
-_CLAUSE = re.compile(r"^([ugoa]*)([-+=])([rwxXst]*|[ugo])$")
+_CLAUSE = re.compile(r"^([ugo]*|a)((?:[-+=][rwxXstugo]*)+)$")
+_STEP = re.compile(r"([-+=])([rwxXstugo]*)")
 _BITS = {"r": 4, "w": 2, "x": 1}
 _SHIFT = {"u": 6, "g": 3, "o": 0}
+# The special bit that goes with each triple: u=rw takes setuid away too, as in Ansible.
+_SPECIAL = {"u": ("s", stat.S_ISUID), "g": ("s", stat.S_ISGID), "o": ("t", stat.S_ISVTX)}
 
 
 def parse_mode(wanted, current, directory=False):
@@ -61,7 +84,7 @@ def parse_mode(wanted, current, directory=False):
     if isinstance(wanted, int):
         return stat.S_IMODE(wanted)
     text = str(wanted).strip()
-    if re.match(r"^(0o?)?[0-7]{1,4}$", text):
+    if re.match(r"^0*o?[0-7]{1,4}$", text):
         return int(text.replace("o", ""), 8)
     mode = stat.S_IMODE(current)
     mask = umask()
@@ -71,30 +94,33 @@ def parse_mode(wanted, current, directory=False):
             raise OperationError(
                 "mode '%s' is neither octal such as '0644' nor symbolic such as 'u=rw,g=r'" % text
             )
-        who, sign, letters = match.groups()
+        who, steps = match.groups()
         # Without a letter for whom, chmod leaves the umask's bits alone.
         spare = mask if not who else 0
-        for target in "ugo" if not who or "a" in who else who:
-            bits = 0
-            for letter in letters:
-                if letter in "ugo":
-                    bits |= (mode >> _SHIFT[letter]) & 7
-                elif letter == "X":
-                    bits |= 1 if directory or mode & 0o111 else 0
+        for sign, letters in _STEP.findall(steps):
+            for target in "ugo" if who in ("", "a") else who:
+                value = _bits_of(letters, target, mode, directory, spare)
+                if sign == "+":
+                    mode |= value
+                elif sign == "-":
+                    mode &= ~value
                 else:
-                    bits |= _BITS.get(letter, 0)
-            value = (bits << _SHIFT[target]) & ~spare
-            if "s" in letters and target != "o":
-                value |= stat.S_ISUID if target == "u" else stat.S_ISGID
-            if "t" in letters:
-                value |= stat.S_ISVTX
-            if sign == "+":
-                mode |= value
-            elif sign == "-":
-                mode &= ~value
-            else:
-                mode = (mode & ~(7 << _SHIFT[target])) | value
+                    mode = (mode & ~(7 << _SHIFT[target] | _SPECIAL[target][1])) | value
     return mode
+
+
+def _bits_of(letters, target, mode, directory, spare):
+    """The bits that the letters of a symbolic mode mean for u, g or o, given the mode so far."""
+    bits = 0
+    for letter in letters:
+        if letter in "ugo":
+            bits |= (mode >> _SHIFT[letter]) & 7
+        elif letter == "X":
+            bits |= 1 if directory or mode & 0o111 else 0
+        else:
+            bits |= _BITS.get(letter, 0) & ~(spare >> _SHIFT[target])
+    letter, special = _SPECIAL[target]
+    return bits << _SHIFT[target] | (special if letter in letters else 0)
 
 
 def uid_of(owner):
@@ -174,6 +200,18 @@ def sha1(content):
     return hashlib.sha1(content).hexdigest()  # noqa: S324
 
 
+def checksum_of(path, algorithm="sha1"):
+    """Hex digest of a file's content, read piece by piece; None when it cannot be read."""
+    digest = hashlib.new(algorithm)
+    try:
+        with open(path, "rb") as handle:
+            for block in iter(lambda: handle.read(1 << 20), b""):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def as_text(content):
     """Content for a diff: the text itself, or one line that describes what is not text or too long."""
     if content is None:
@@ -200,20 +238,24 @@ def content_diff(path, before, after):
 def write_atomically(path, content, mode, uid=None, gid=None):
     """Replaces `path` by a regular file with this content, in one step.
 
+    :param content: bytes, or a binary file that is read from its start to its end.
     :param mode: permission bits of the new file.
     :param uid: owner and `gid`: group to set, None to leave what a new file gets.
     :raises OperationError: with the errno's name; the target is then as it was, no temporary file is left.
     """
     folder, name = os.path.split(path)
-    token = "".join("%02x" % byte for byte in os.urandom(8))
-    temporary = os.path.join(folder, ".%s.tcpfleet-%s" % (name[:100], token))
+    temporary = os.path.join(folder, ".%s.tcpfleet-%s" % (name[:100], token()))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     created = False
     try:
         descriptor = os.open(temporary, flags, 0o600)
         created = True
         with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
+            if isinstance(content, bytes):
+                handle.write(content)
+            else:
+                content.seek(0)
+                shutil.copyfileobj(content, handle, 1 << 20)
             _copy_attributes(path, handle.fileno())
             if uid is not None or gid is not None:
                 os.fchown(handle.fileno(), -1 if uid is None else uid, -1 if gid is None else gid)
@@ -262,15 +304,6 @@ def _copy_attributes(path, descriptor):
                 raise
 
 
-def attributes(status):
-    """Owner, group and mode as the lines that diffs show."""
-    return "owner: %s\ngroup: %s\nmode: %s\n" % (
-        user_name(status.st_uid),
-        group_name(status.st_gid),
-        mode_text(status.st_mode),
-    )
-
-
 def apply_attributes(path, status, args, check, follow=False):
     """Sets ``args["owner"]``, ``["group"]`` and ``["mode"]`` on something that exists.
 
@@ -304,20 +337,116 @@ def apply_attributes(path, status, args, check, follow=False):
     return done
 
 
+def attribute_diff(path, done):
+    """The ``diff`` field for what `apply_attributes` says: one line per attribute and side."""
+    pairs = [sentence.split(" ", 1) for sentence in done]
+    before = "".join("%s: %s\n" % (name, change.split(" -> ")[0]) for name, change in pairs)
+    after = "".join("%s: %s\n" % (name, change.split(" -> ")[1]) for name, change in pairs)
+    return {"before": before, "after": after, "before_header": path, "after_header": path}
+
+
+def validate(command, path, content, context):
+    """Runs the user's check over the content before it takes the target's place.
+
+    :param command: text with ``%s``, which becomes the name of a file beside `path` with this content.
+    :param content: as `write_atomically` takes it.
+    :raises OperationError: when it exits other than 0, with its output.
+    """
+    if "%s" not in command:
+        raise OperationError("validate must contain %%s, the name of the file to check: %s" % command)
+    folder, name = os.path.split(path)
+    # The suffix stays: some checkers go by it.
+    trial = os.path.join(folder, ".validate-%s-%s" % (token(), name[-100:]))
+    write_atomically(trial, content, 0o600)
+    argv = shlex.split(command.replace("%s", shlex.quote(trial)))
+    try:
+        done = context.run_command(argv)
+    except OSError as error:
+        raise OperationError("cannot run the validate command '%s': %s" % (command, error.strerror))
+    finally:
+        os.unlink(trial)
+    if done.returncode != 0:
+        out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        raise OperationError(
+            "failed to validate: '%s' exited %d: %s" % (command, done.returncode, (out + err).strip()),
+            exit_status=done.returncode,
+            stdout=out,
+            stderr=err,
+        )
+
+
+def new_attributes(status, args):
+    """``(mode, uid, gid)`` for a file written over something with this ``lstat``, or over nothing (None)."""
+    uid, gid = uid_of(args.get("owner")), gid_of(args.get("group"))
+    if status is None:
+        return parse_mode(args.get("mode"), 0o666 & ~umask()), uid, gid
+    mode = parse_mode(args.get("mode"), status.st_mode)
+    return mode, status.st_uid if uid is None else uid, status.st_gid if gid is None else gid
+
+
+def make_folders(folder):
+    """Makes a folder and those above it that are missing; :raises OperationError: when that cannot be."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OperationError("cannot create %s: %s" % (folder, error.strerror), path=folder)
+
+
+def edit(path, before, after, args, context):
+    """Gives a text file new content for an operation that edits it, through symlinks, then owner and mode.
+
+    :param before: the bytes it has, None when there is no such file; `after`: the bytes it shall have.
+    :param args: ``mode``, ``owner``, ``group``, ``backup``, ``validate``.
+    :returns: ``(sentences on attributes changed, fields for the result)``; in check mode nothing is written.
+    """
+    fields = {}
+    differs = before != after
+    if context.diff and differs:
+        fields["diff"] = content_diff(path, before, after)
+    if differs and not context.check:
+        real = os.path.realpath(path)
+        status = lstat(real)
+        if args.get("validate"):
+            validate(args["validate"], real, after, context)
+        if args.get("backup") and status is not None:
+            fields["backup"] = fields["backup_file"] = backup(path, before, status)
+        # A link's mode is not asked for (below it has none), so its target keeps what it has.
+        aims = {} if real != path and os.path.islink(path) else args
+        write_atomically(real, after, *new_attributes(status, aims))
+    status = lstat(path)
+    if status is None:
+        return [], fields
+    done = apply_attributes(path, status, args, context.check)
+    if done and context.diff:
+        fields["diff"] = [fields["diff"]] if "diff" in fields else []
+        fields["diff"].append(attribute_diff(path, done))
+    return done, fields
+
+
+def state_of(status):
+    """Ansible's word for what an ``lstat`` (or None) shows: absent, link, directory, hard (more names), file."""
+    if status is None:
+        return "absent"
+    if stat.S_ISLNK(status.st_mode):
+        return "link"
+    if stat.S_ISDIR(status.st_mode):
+        return "directory"
+    return "hard" if status.st_nlink > 1 else "file"
+
+
 def describe(path):
     """Fields that Ansible's file modules return about a path: owner, group, mode, size, state."""
     status = lstat(path)
     if status is None:
         return {"path": path, "state": "absent"}
-    kinds = (("link", stat.S_ISLNK), ("directory", stat.S_ISDIR), ("file", stat.S_ISREG))
     return {
         "path": path,
-        "state": next((name for name, test in kinds if test(status.st_mode)), "special"),
+        "state": state_of(status),
         "uid": status.st_uid,
         "gid": status.st_gid,
         "owner": user_name(status.st_uid),
         "group": group_name(status.st_gid),
-        "mode": mode_text(status.st_mode),
+        "mode": "0%03o" % stat.S_IMODE(status.st_mode),  # five digits for setuid, as in Ansible's results
         "size": status.st_size,
     }
 

@@ -3,9 +3,11 @@
 import datetime
 import glob
 import os
+import re
 import shlex
 
 from operations import OperationError
+from operations import _files as files
 
 
 def run(args, context):
@@ -13,7 +15,8 @@ def run(args, context):
 
     :param args: ``cmd`` (text, split as a shell would, but run without one) or ``argv`` (list); ``chdir``;
         ``creates`` / ``removes`` (glob: do nothing when it does / does not exist); ``stdin``,
-        ``stdin_add_newline``; ``strip_empty_ends``; ``environment`` (dict added to the environment).
+        ``stdin_add_newline``; ``strip_empty_ends``; ``environment`` (dict added to the environment);
+        ``expand_argument_vars`` (default True: ``~`` and ``$NAME`` in words are put in, no shell needed).
     :raises OperationError: with the same fields when the exit status is not 0.
     """
     argv = args.get("argv")
@@ -24,10 +27,28 @@ def run(args, context):
             argv = shlex.split(args.get("cmd") or "")
         except ValueError as error:
             raise OperationError("cannot split the command into words: %s" % error, cmd=args.get("cmd"))
-        argv = [os.path.expanduser(os.path.expandvars(word)) for word in argv]
     if not argv:
         raise OperationError("no command given", rc=256)
-    return execute(argv, argv, args, context)
+    ready = argv
+    if args.get("expand_argument_vars", True):
+        environment = _environment(args)
+        ready = [os.path.expanduser(_put_in(word, environment)) for word in argv]
+    return execute(ready, argv, args, context)
+
+
+def _environment(args):
+    environment = dict(os.environ)
+    environment.update((str(key), str(value)) for key, value in (args.get("environment") or {}).items())
+    return environment
+
+
+def _put_in(word, environment):
+    """``os.path.expandvars`` for an environment that is not this process's own; unknown names stay."""
+
+    def value(match):
+        return environment.get(match.group(1).strip("{}"), match.group(0))
+
+    return re.sub(r"\$(\w+|\{[^}]*\})", value, word, flags=re.ASCII)
 
 
 def execute(argv, shown, args, context):
@@ -37,12 +58,12 @@ def execute(argv, shown, args, context):
     """
     folder = args.get("chdir") or None
     if folder:
-        folder = os.path.expanduser(folder)
+        folder = files.expand(folder)
         if not os.path.isdir(folder):
             raise OperationError("cannot change to directory %s before running" % folder, cmd=shown)
     for key, unwanted, state in (("creates", True, "exists"), ("removes", False, "does not exist")):
         pattern = args.get(key)
-        if pattern and bool(glob.glob(os.path.join(folder or "", os.path.expanduser(pattern)))) is unwanted:
+        if pattern and bool(glob.glob(os.path.join(folder or "", files.expand(pattern)))) is unwanted:
             return _fields(
                 shown, 0, "skipped, since %s %s" % (pattern, state), "",
                 changed=False, msg="did not run, since '%s' %s" % (pattern, state),
@@ -90,10 +111,8 @@ def _run(argv, folder, args, context):
         if args.get("stdin_add_newline", True) and not data.endswith("\n"):
             data += "\n"
         data = data.encode("utf-8")
-    environment = dict(os.environ)
-    environment.update((str(key), str(value)) for key, value in (args.get("environment") or {}).items())
     try:
-        done = context.run_command(argv, stdin=data or b"", env=environment, cwd=folder)
+        done = context.run_command(argv, stdin=data or b"", env=_environment(args), cwd=folder)
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None) or 2
         raise OperationError(

@@ -1,26 +1,89 @@
-"""``copy``: one file with given content, owner and mode. ``template`` arrives here already rendered."""
+"""``copy``: one file with given content, owner and mode. ``template`` arrives here already rendered.
+
+The content comes with the call, or is already here (``remote_src``), or, when it is large, is only announced by
+its checksum: the answer then says whether it is needed, and it follows through `operations.upload`.
+"""
 
 import base64
+import hashlib
 import os
-import shlex
 import stat
 
-from operations import OperationError
+from operations import OperationError, copy_local, upload
 from operations import _files as files
 
 
 def run(args, context):
     """Makes the file at ``dest`` have the content given.
 
-    :param args: ``dest``; ``content_b64`` (base64 of the bytes); ``basename`` (name to take when ``dest`` is a
-        folder); ``mode``, ``owner``, ``group``; ``force`` (False: leave an existing file); ``follow`` (write
-        through a symlink instead of replacing it); ``backup``; ``validate`` (command with ``%s``).
-    :returns: ``dest``, ``checksum``, owner, group, mode, size; ``backup_file`` where one was made.
+    :param args: ``dest``; ``content_b64`` (base64 of the bytes), or ``upload`` (token of an upload that is whole),
+        or neither, to ask; ``checksum`` (SHA-1, hex) and ``size`` (bytes) of the content, needed with the latter
+        two; ``basename`` (name to take when ``dest`` is a folder); ``mode``, ``owner``, ``group``;
+        ``directory_mode`` (of folders made on the way, when ``dest`` ends in a slash); ``force`` (False: leave an
+        existing file); ``follow`` (write through a symlink instead of replacing it); ``backup``; ``validate``
+        (command with ``%s``). With ``remote_src``: ``src``, a path of this host; see `operations.copy_local`.
+    :returns: ``dest``, ``checksum``, owner, group, mode, size; ``backup_file`` where one was made; ``need``: True
+        when nothing was done since the content is missing.
     """
+    if args.get("remote_src"):
+        return copy_local.run(args, context)
     try:
-        content = base64.b64decode(args["content_b64"].encode("ascii"))
-    except (KeyError, ValueError) as error:
-        raise OperationError("copy needs content_b64: %s" % error)
+        return put(Content(args), args, context)
+    finally:
+        if args.get("upload"):
+            upload.drop(args["upload"])
+
+
+class Content(object):
+    """What a file shall hold.
+
+    :ivar data: bytes, or a binary file, or None when it is not here yet.
+    """
+
+    def __init__(self, args):
+        self.data, self.checksum, self.size = None, args.get("checksum"), args.get("size")
+        if "content_b64" in args:
+            try:
+                self.data = base64.b64decode(args["content_b64"].encode("ascii"))
+            except (AttributeError, ValueError) as error:
+                raise OperationError("content_b64 is no base64: %s" % error)
+            found = files.sha1(self.data)
+            self.size = len(self.data)
+        elif args.get("upload"):
+            self.data = upload.opened(args["upload"])
+            found = _digest(self.data)
+        elif self.checksum and self.size is not None:
+            return
+        else:
+            raise OperationError("copy needs content_b64, or checksum and size")
+        if self.checksum and found != self.checksum:
+            raise OperationError(
+                "what arrived has not the expected checksum: transfer failed",
+                checksum=found,
+                expected_checksum=self.checksum,
+            )
+        self.checksum = found
+
+    def text(self):
+        """For a diff."""
+        if isinstance(self.data, bytes):
+            return files.as_text(self.data)
+        return "(data too long for a diff: %d bytes, sha1 %s)\n" % (self.size, self.checksum)
+
+
+def _digest(handle):
+    digest = hashlib.sha1()  # noqa: S324
+    handle.seek(0)
+    for block in iter(lambda: handle.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def put(content, args, context, times=None):
+    """Brings one file to `content`; the core of `run`.
+
+    :param times: (access, modification) time in seconds that a file written here gets.
+    """
     dest = _destination(args)
     status = files.lstat(dest)
     if status is not None and stat.S_ISLNK(status.st_mode) and args.get("follow"):
@@ -32,83 +95,95 @@ def run(args, context):
         return _result(dest, False, "%s exists and force is false" % dest)
 
     link = status is not None and stat.S_ISLNK(status.st_mode)
-    before = None if status is None or link else files.read_bytes(dest)
-    same = before == content
+    same = status is not None and not link and _has(dest, status, content)
     result = {}
-    if context.diff:
-        result["diff"] = files.content_diff(dest, before, content) if not same else {"before": "", "after": ""}
     if same:
         done = files.apply_attributes(dest, status, args, context.check)
-        if done and context.diff:
-            result["diff"] = _attribute_diff(dest, done)
+        if context.diff:
+            result["diff"] = files.attribute_diff(dest, done) if done else {"before": "", "after": ""}
         why = ", ".join(done) if done else "%s already has this content, owner and mode" % dest
-        return _result(dest, bool(done), why, result)
+        return _result(dest, bool(done), why, result, content)
 
-    folder = os.path.dirname(dest) or "."
-    if status is None or link:
-        mode = files.parse_mode(args.get("mode"), 0o666 & ~files.umask())
-        uid, gid = files.uid_of(args.get("owner")), files.gid_of(args.get("group"))
-    else:
-        mode = files.parse_mode(args.get("mode"), status.st_mode)
-        uid, gid = files.uid_of(args.get("owner")), files.gid_of(args.get("group"))
-        uid, gid = status.st_uid if uid is None else uid, status.st_gid if gid is None else gid
     what = "created" if status is None else "replaced the symlink" if link else "content changed"
+    if context.diff:
+        result["diff"] = _diff(dest, None if link else status, content)
     if context.check:
-        result.update(checksum=files.sha1(content), dest=dest, changed=True, msg="would be %s" % what)
+        # The owner may be a user that an earlier task would have made, so it is not looked up here.
+        result.update(checksum=content.checksum, dest=dest, changed=True, msg="would be %s" % what)
         return result
+    attributes = files.new_attributes(None if link else status, args)
+    if content.data is None:
+        return {"changed": False, "need": True, "dest": dest, "msg": "the content is needed"}
+    folder = os.path.dirname(dest) or "."
     if not os.path.isdir(folder):
-        raise OperationError("destination directory %s does not exist" % folder, dest=dest)
+        if not args["dest"].endswith("/"):
+            raise OperationError("destination directory %s does not exist" % folder, dest=dest)
+        make_folders(folder, args)
     if args.get("validate"):
-        _validate(args["validate"], dest, content, context)
-    if args.get("backup") and before is not None:
-        result["backup_file"] = files.backup(dest, before, status)
-    files.write_atomically(dest, content, mode, uid, gid)
-    return _result(dest, True, what, result)
+        files.validate(args["validate"], dest, content.data, context)
+    if args.get("backup") and status is not None and not link:
+        result["backup_file"] = files.backup(dest, files.read_bytes(dest), status)
+    files.write_atomically(dest, content.data, *attributes)
+    if times is not None:
+        os.utime(dest, times)
+    return _result(dest, True, what, result, content)
+
+
+def _has(path, status, content):
+    """True when a regular file has this very content."""
+    return status.st_size == _size(content) and files.checksum_of(path) == content.checksum
+
+
+def _size(content):
+    return len(content.data) if isinstance(content.data, bytes) else content.size
+
+
+def _diff(dest, status, content):
+    diff = files.content_diff(dest, None, b"")
+    diff["after"] = content.text()
+    if status is not None:
+        diff["before_header"] = dest
+        if status.st_size <= files.DIFF_LIMIT:
+            diff["before"] = files.as_text(files.read_bytes(dest))
+        else:
+            diff["before"] = "(data too long for a diff: %d bytes)\n" % status.st_size
+    return diff
+
+
+def make_folders(folder, args):
+    """Makes a folder and those missing above it, each with ``owner``, ``group`` and ``directory_mode``."""
+    missing = []
+    while files.lstat(folder) is None:
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise OperationError("%s is in the way: it is no directory" % folder)
+    wanted = {"owner": args.get("owner"), "group": args.get("group"), "mode": args.get("directory_mode")}
+    for one in reversed(missing):
+        try:
+            os.mkdir(one)
+        except OSError as error:
+            raise OperationError("cannot create %s: %s" % (one, error.strerror), path=one)
+        files.apply_attributes(one, os.lstat(one), wanted, False)
+    return missing
 
 
 def _destination(args):
-    dest = os.path.expanduser(args["dest"])
-    if not os.path.isabs(dest):
-        raise OperationError("dest must be an absolute path, not '%s'" % dest)
+    dest = files.absolute(args["dest"], "dest")
     if dest.endswith("/") or os.path.isdir(dest):
         if not args.get("basename"):
             raise OperationError("%s is a directory: dest must name a file when content is given" % dest)
-        return os.path.join(dest, args["basename"])
+        dest = os.path.join(dest, args["basename"])
+        if os.path.isdir(dest):
+            raise OperationError("%s is a directory, a file cannot take its place" % dest, dest=dest)
     return dest
 
 
-def _attribute_diff(dest, done):
-    pairs = [sentence.split(" ", 1) for sentence in done]
-    before = "".join("%s: %s\n" % (name, change.split(" -> ")[0]) for name, change in pairs)
-    after = "".join("%s: %s\n" % (name, change.split(" -> ")[1]) for name, change in pairs)
-    return {"before": before, "after": after, "before_header": dest, "after_header": dest}
-
-
-def _validate(command, dest, content, context):
-    """Runs the user's check over the content before it takes the target's place."""
-    if "%s" not in command:
-        raise OperationError("validate must contain %%s, the name of the file to check: %s" % command)
-    token = "".join("%02x" % byte for byte in os.urandom(8))
-    trial = os.path.join(os.path.dirname(dest), ".%s.validate-%s" % (os.path.basename(dest)[:100], token))
-    files.write_atomically(trial, content, 0o600)
-    argv = shlex.split(command.replace("%s", shlex.quote(trial)))
-    try:
-        done = context.run_command(argv)
-    except OSError as error:
-        raise OperationError("cannot run the validate command '%s': %s" % (command, error.strerror))
-    finally:
-        os.unlink(trial)
-    if done.returncode != 0:
-        output = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
-        raise OperationError("failed to validate: '%s' exited %d: %s" % (command, done.returncode, output))
-
-
-def _result(dest, changed, msg, extra=None):
+def _result(dest, changed, msg, extra=None, content=None):
     result = dict(extra or {})
-    content = files.read_bytes(dest) if os.path.isfile(dest) else None
     result.update(files.describe(dest))
     result.pop("path")
     result.update(changed=changed, msg=msg, dest=dest)
     if content is not None:
-        result["checksum"] = files.sha1(content)
+        result["checksum"] = content.checksum
     return result

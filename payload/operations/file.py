@@ -1,105 +1,223 @@
-"""``file``: a directory, a link, an empty file, or nothing, at a path, with owner and mode."""
+"""``file``: a directory, a link, an empty file, or nothing, at a path, with owner, mode and times."""
 
 import os
 import shutil
 import stat
+import time
 
 from operations import OperationError
 from operations import _files as files
+
+_NOW = object()
 
 
 def run(args, context):
     """Brings ``path`` to ``state``.
 
-    :param args: ``path``; ``state`` file|directory|absent|link|touch (default: what is there, else file);
-        ``mode``, ``owner``, ``group``; ``recurse`` (directory: the same for all below); ``src`` (link target);
-        ``force`` (link: replace a file that is in the way); ``follow`` (default True, as Ansible's).
+    :param args: ``path``; ``state`` file|directory|absent|link|hard|touch (default: what is there, else file, or
+        directory under ``recurse``); ``mode``, ``owner``, ``group``; ``recurse`` (directory: the same for all
+        below); ``src`` (link target); ``force`` (link and hard: replace what is in the way, link to what does not
+        exist); ``follow`` (default True: a symlink at ``path`` stands for what it leads to);
+        ``modification_time`` and ``access_time`` (``preserve``, ``now``, or a time in
+        ``modification_time_format`` / ``access_time_format``, default ``%Y%m%d%H%M.%S``; default now for touch).
     """
-    path = os.path.expanduser(args["path"])
-    if not os.path.isabs(path):
-        raise OperationError("path must be absolute, not '%s'" % path)
+    return bring(args, context)
+
+
+def bring(args, context):
+    """See `run`; for other operations that make folders and links."""
+    path = files.absolute(args["path"])
     path = path.rstrip("/") or "/"
-    status = files.lstat(path)
-    state = args.get("state") or ("file" if status is None else files.describe(path)["state"])
-    before = files.describe(path)["state"]
-    linked = status is not None and stat.S_ISLNK(status.st_mode) and os.path.exists(path)
-    if linked and state in ("file", "directory", "touch") and args.get("follow", True):
+    state = args.get("state")
+    if state not in ("link", "absent") and os.path.isdir(path) and args.get("src"):
+        path = os.path.join(path, os.path.basename(args["src"]))
+    before = files.state_of(files.lstat(path))
+    if state is None:
+        state = before if before != "absent" else "directory" if args.get("recurse") else "file"
+    if args.get("recurse") and state != "directory":
+        raise OperationError("recurse needs state=directory", path=path)
+    if args.get("src") and state not in ("link", "hard"):
+        raise OperationError("src needs state=link or state=hard", path=path)
+    follow = args.get("follow", True)
+    if before == "link" and follow and state in ("file", "directory"):
         path = os.path.realpath(path)
-        status = files.lstat(path)
-        before = files.describe(path)["state"]
-    done = _STATES[state](path, status, args, context.check)
-    result = files.describe(path) if not context.check else {"path": path, "state": state}
+        before = files.state_of(files.lstat(path))
+    done = _STATES[state](path, files.lstat(path), dict(args, follow=follow), context.check)
+    result = files.describe(path)
+    if context.check and state == "absent":
+        result = {"path": path, "state": "absent"}
+    if state in ("link", "hard", "touch"):
+        result["dest"] = path
+    if args.get("src"):
+        result["src"] = args["src"]
     result["changed"] = bool(done)
     already = "%s is already absent" if state == "absent" else "%s is already as asked (" + state + ")"
     result["msg"] = ", ".join(done) if done else already % path
     if context.diff and done:
-        result["diff"] = {
-            "before": "state: %s\n" % before,
-            "after": "state: %s\n" % ("file" if state == "touch" else state),
-            "before_header": path,
-            "after_header": path,
-        }
-        for sentence in done:
-            name, arrow, new = sentence.partition(" -> ")
-            if arrow and " " in name:
-                what, old = name.split(" ", 1)
-                result["diff"]["before"] += "%s: %s\n" % (what, old)
-                result["diff"]["after"] += "%s: %s\n" % (what, new)
+        result["diff"] = _diff(path, before, "file" if state == "touch" else state, done)
     return result
+
+
+def _diff(path, before, after, done):
+    diff = {
+        "before": "state: %s\n" % before,
+        "after": "state: %s\n" % after,
+        "before_header": path,
+        "after_header": path,
+    }
+    for sentence in done:
+        name, arrow, new = sentence.partition(" -> ")
+        if arrow and " " in name:
+            what, old = name.rsplit(" ", 1)
+            diff["before"] += "%s: %s\n" % (what, old)
+            diff["after"] += "%s: %s\n" % (what, new)
+    return diff
 
 
 def _explain(action, path, error):
     return OperationError("cannot %s %s: %s" % (action, path, error.strerror), path=path)
 
 
-def _file(path, status, args, check):
+def _followed(path, args):
+    return os.path.realpath(path) if args["follow"] and os.path.islink(path) else path
+
+
+# -- times ---------------------------------------------------------------------------------------------
+
+
+def _time(args, name, default):
+    """Seconds since the epoch, `_NOW`, or None to leave a time alone."""
+    text = args.get(name) or default
+    if text == "preserve":
+        return None
+    if text == "now":
+        return _NOW
+    form = args.get(name + "_format") or "%Y%m%d%H%M.%S"
+    try:
+        return time.mktime(time.strptime(text, form))
+    except (ValueError, OverflowError) as error:
+        raise OperationError("%s is no time in the format %s: %s" % (name, form, error))
+
+
+def _times(args, default="preserve"):
+    return _time(args, "modification_time", default), _time(args, "access_time", default)
+
+
+def _set_times(path, times, check):
+    """Sets modification and access time; returns sentences."""
+    modified, accessed = times
+    if modified is None and accessed is None:
+        return []
+    try:
+        status = os.stat(path)
+        if modified is _NOW and accessed is _NOW:
+            # Without a time given, who may write the file may do this, not only its owner.
+            if not check:
+                os.utime(path)
+            return ["times set to now"]
+        now = time.time()
+        wanted = [
+            old if new is None else now if new is _NOW else new
+            for new, old in ((accessed, status.st_atime), (modified, status.st_mtime))
+        ]
+        if wanted == [status.st_atime, status.st_mtime]:
+            return []
+        if not check:
+            os.utime(path, tuple(wanted))
+    except OSError as error:
+        raise _explain("set the times of", path, error)
+    pairs = (("atime", status.st_atime, wanted[0]), ("mtime", status.st_mtime, wanted[1]))
+    return ["%s %s -> %s" % (name, old, new) for name, old, new in pairs if old != new]
+
+
+def _attributes(path, args, times, check):
+    """Owner, group, mode and times of what is at `path` (of a link: its own, but its target's times)."""
+    status = files.lstat(path)
     if status is None:
-        raise OperationError("file (%s) is absent, cannot continue" % path, path=path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OperationError("%s is no regular file, cannot continue" % path, path=path)
-    return files.apply_attributes(path, status, args, check)
+        return []
+    done = files.apply_attributes(path, status, args, check)
+    return done + _set_times(path, times, check) if os.path.exists(path) else done
+
+
+# -- states --------------------------------------------------------------------------------------------
+
+
+def _file(path, status, args, check):
+    found = files.state_of(status)
+    if found not in ("file", "hard"):
+        raise OperationError("file (%s) is %s, cannot continue" % (path, found), path=path, state=found)
+    return _attributes(path, args, _times(args), check)
 
 
 def _touch(path, status, args, check):
-    if status is not None:
-        if not check:
-            os.utime(path)
-        return [*files.apply_attributes(path, status, args, check), "times set to now"]
-    if not check:
-        files.write_atomically(path, b"", 0o666 & ~files.umask())
-        files.apply_attributes(path, os.lstat(path), args, False)
-    return ["created"]
+    times = _times(args, "now")
+    done = []
+    target = os.path.realpath(path) if status is not None and stat.S_ISLNK(status.st_mode) else path
+    if files.lstat(target) is None:
+        if check:
+            return ["created"]
+        try:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        except OSError as error:
+            raise _explain("create", path, error)
+        done.append("created")
+        try:
+            return done + _attributes(_followed(path, args), args, times, check)
+        except OperationError:
+            os.unlink(target)  # what was made for nothing goes again, as in Ansible
+            raise
+    return done + _attributes(_followed(path, args), args, times, check)
 
 
 def _directory(path, status, args, check):
-    done = []
+    times = _times(args)
     if status is not None and not stat.S_ISDIR(status.st_mode):
-        raise OperationError("%s already exists and is no directory" % path, path=path)
+        found = files.state_of(status)
+        raise OperationError("%s already exists as a %s and is no directory" % (path, found), path=path)
     if status is None:
-        missing = []
-        parent = path
-        while files.lstat(parent) is None:
-            missing.append(parent)
-            parent = os.path.dirname(parent)
-        if not os.path.isdir(parent):
-            raise OperationError("%s is in the way: it is no directory" % parent, path=path)
-        for folder in reversed(missing):
-            done.append("created %s" % folder)
-            if not check:
-                try:
-                    os.mkdir(folder)
-                except OSError as error:
-                    raise _explain("create", folder, error)
-                # As Ansible does, each directory made on the way gets the attributes asked for.
-                files.apply_attributes(folder, os.lstat(folder), args, False)
-        return done
-    done += files.apply_attributes(path, status, args, check)
+        return _make(path, args, times, check)
+    done = _attributes(path, args, times, check)
     if args.get("recurse"):
-        for folder, folders, names in os.walk(path):
-            for name in folders + names:
-                inner = os.path.join(folder, name)
-                changes = files.apply_attributes(inner, os.lstat(inner), args, check)
-                done += ["%s: %s" % (inner, change) for change in changes]
+        done += _recurse(path, args, times, check, set())
+    return done
+
+
+def _make(path, args, times, check):
+    missing, parent, done = [], path, []
+    while files.lstat(parent) is None:
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise OperationError("%s is in the way: it is no directory" % parent, path=path)
+    for folder in reversed(missing):
+        done.append("created %s" % folder)
+        if check:
+            continue
+        try:
+            os.mkdir(folder)
+        except OSError as error:
+            raise _explain("create", folder, error)
+        # As Ansible does, each directory made on the way gets the attributes asked for.
+        files.apply_attributes(folder, os.lstat(folder), args, False)
+    if not check:
+        _set_times(path, times, check)
+    return done
+
+
+def _recurse(path, args, times, check, seen):
+    """Attributes of all below `path`; under ``follow`` also of what symlinks there lead to."""
+    done = []
+    for folder, folders, names in os.walk(path):
+        for name in sorted(folders + names):
+            inner = os.path.join(folder, name)
+            done += ["%s: %s" % (inner, change) for change in _attributes(inner, args, times, check)]
+            target = os.path.realpath(inner)
+            if not os.path.islink(inner) or not args["follow"] or not os.path.exists(target) or target in seen:
+                continue
+            seen.add(target)
+            if os.path.isdir(target):
+                done += _recurse(target, args, times, check, seen)
+            done += ["%s: %s" % (target, change) for change in _attributes(target, args, times, check)]
     return done
 
 
@@ -120,27 +238,79 @@ def _absent(path, status, args, check):
 
 
 def _link(path, status, args, check):
-    target = args.get("src")
-    if not target and status is not None and stat.S_ISLNK(status.st_mode):
+    target, force, found = args.get("src"), args.get("force"), files.state_of(status)
+    if not target and found == "link" and args["follow"] and os.path.exists(path):
         target = os.readlink(path)
-    if not target:
-        raise OperationError("state=link needs src, the path the link points to")
-    if status is not None and stat.S_ISLNK(status.st_mode):
-        if os.readlink(path) == target:
-            return files.apply_attributes(path, status, args, check)
-    elif status is not None and (not args.get("force") or stat.S_ISDIR(status.st_mode)):
-        raise OperationError("refusing to replace %s, which is no link, by a link" % path, path=path)
-    if not check:
-        temporary = "%s.tcpfleet-%s" % (path, "".join("%02x" % byte for byte in os.urandom(8)))
-        try:
-            os.symlink(target, temporary)
-            os.rename(temporary, path)
-        except OSError as error:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise _explain("link", path, error)
-        files.apply_attributes(path, os.lstat(path), args, False)
-    return ["link to %s" % target]
+    if not target and found != "link":
+        raise OperationError("state=link needs src, the path the link points to", path=path)
+    if target:
+        aim = os.path.join(path if found == "directory" else os.path.dirname(path), files.expand(target))
+        if not force and not os.path.exists(aim):
+            sentence = "src file does not exist, use force=yes if you really want to create the link: %s"
+            raise OperationError(sentence % aim, path=path, src=target)
+    if found in ("directory", "file", "hard") and not force:
+        raise OperationError("refusing to convert from %s to symlink for %s" % (found, path), path=path)
+    if found == "directory" and os.listdir(path):
+        raise OperationError("the directory %s is not empty, refusing to convert it" % path, path=path)
+    done, times = [], _times(args)
+    if found != "link" or (target and os.readlink(path) != files.expand(target)):
+        done.append("link to %s" % target)
+        if not check:
+            _replace(path, found, lambda name: os.symlink(files.expand(target), name))
+    if check and (done or not os.path.exists(path)):
+        return done
+    aim = _followed(path, args)
+    if aim != path and not os.path.exists(aim):
+        return done  # what is not there has no owner or mode to set
+    return done + _attributes(aim, args, times, check)
 
 
-_STATES = {"file": _file, "touch": _touch, "directory": _directory, "absent": _absent, "link": _link}
+def _hard(path, status, args, check):
+    source, force, found = args.get("src"), args.get("force"), files.state_of(status)
+    if not source and found != "hard":
+        raise OperationError("state=hard needs src, the file to give another name", path=path)
+    done, times = [], _times(args)
+    if source:
+        source = files.absolute(source, "src")
+        if not os.path.exists(source):
+            raise OperationError("src does not exist", dest=path, src=source)
+        same = status is not None and os.path.exists(path) and os.path.samefile(path, source)
+        if not same or found == "link":
+            if found not in ("absent", "link") and not force:
+                kind = "different hard link" if found == "hard" else found
+                raise OperationError("cannot link, %s exists at %s" % (kind, path), dest=path, src=source)
+            if found == "directory":
+                raise OperationError("%s is a directory, a hard link cannot take its place" % path, path=path)
+            real = os.path.realpath(source) if args["follow"] else source
+            done.append("hard link to %s" % source)
+            if not check:
+                _replace(path, found, lambda name: os.link(real, name))
+    if check and done:
+        return done
+    return done + _attributes(_followed(path, args), args, times, check)
+
+
+def _replace(path, found, make):
+    """Makes something under a random name and moves it over `path`, so that there is never nothing."""
+    temporary = "%s.tcpfleet-%s" % (path, files.token())
+    try:
+        if found == "directory":
+            os.rmdir(path)
+        make(temporary)
+        os.rename(temporary, path)
+        if os.path.lexists(temporary):  # rename leaves two names of one file alone
+            os.unlink(temporary)
+    except OSError as error:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise _explain("link", path, error)
+
+
+_STATES = {
+    "absent": _absent,
+    "directory": _directory,
+    "file": _file,
+    "hard": _hard,
+    "link": _link,
+    "touch": _touch,
+}

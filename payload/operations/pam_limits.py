@@ -1,5 +1,6 @@
 """``community.general.pam_limits``: one line of limits.conf(5)."""
 
+import os
 import stat
 
 from operations import OperationError
@@ -21,6 +22,8 @@ def run(args, context):
     if args.get("use_max") and args.get("use_min"):
         raise OperationError("use_max and use_min exclude each other")
     _check_value(fields[2], wanted)
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise OperationError("the directory of %s does not exist" % path)
     status, content = files.lstat(path), files.read_bytes(path)
     old = "" if content is None else content.decode("utf-8", "surrogateescape")
 

@@ -17,9 +17,30 @@ import struct
 import sys
 import time
 
+from operations import OperationError
+
 _PROC_IPV4 = "/proc/net/route"
 # What each subset of gather_subset holds; names follow Ansible's.
 _SUBSETS = ("min", "hardware", "network", "virtual", "tcpfleet")
+# Ansible's finer subsets -> the one of ours that has their facts.
+_FINER = {
+    "hardware": ("devices", "mounts", "processor", "processor_cores", "processor_count"),
+    "network": ("all_ipv4_addresses", "default_ipv4", "interfaces"),
+    "virtual": ("virtualization_role", "virtualization_type"),
+    "min": (
+        "architecture", "date_time", "distribution", "distribution_major_version", "distribution_release",
+        "distribution_version", "effective_user_id", "env", "kernel", "kernel_version", "machine", "machine_id",
+        "os_family", "pkg_mgr", "platform", "python", "python_version", "real_user_id", "service_mgr", "system",
+        "user", "user_dir", "user_gecos", "user_gid", "user_id", "user_shell", "user_uid",
+    ),
+}  # fmt: skip
+_OURS = {finer: subset for subset, names in _FINER.items() for finer in names}
+# Subsets of Ansible that are not gathered here; to leave them out is no mistake.
+_OTHERS = (
+    "all_ipv6_addresses", "apparmor", "caps", "chroot", "cmdline", "default_ipv6", "dns", "facter",
+    "fibre_channel_wwn", "fips", "is_chroot", "iscsi", "loadavg", "local", "lsb", "nvme", "ohai", "selinux",
+    "ssh_pub_keys", "systemd",
+)  # fmt: skip
 
 
 def run(args, context):
@@ -43,11 +64,19 @@ def run(args, context):
 def chosen(wanted):
     """Subset names that a ``gather_subset`` list means, in a fixed order.
 
+    :raises OperationError: for a word that is no subset.
+
     >>> chosen(["!all", "network"])
     ['min', 'network']
     """
-    positive = [word for word in wanted if not word.startswith("!")]
-    negative = [word[1:] for word in wanted if word.startswith("!")]
+    words = [word.strip() for word in wanted]
+    for word in words:
+        bare = word.lstrip("!")
+        if bare not in ("all", *_SUBSETS, *_OURS) and not (word.startswith("!") and bare in _OTHERS):
+            raise OperationError("gather_subset has no '%s'; there are: all, %s" % (bare, ", ".join(_SUBSETS)))
+    positive = [_OURS.get(word, word) for word in words if not word.startswith("!")]
+    # To leave out a part of a subset would leave out too much, so only whole ones go.
+    negative = [word[1:] for word in words if word.startswith("!")]
     picked = set(_SUBSETS) if "all" in positive or not positive else set(positive) | {"min"}
     if "all" in negative:
         picked = {word for word in positive if word != "all"} | {"min"}

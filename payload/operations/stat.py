@@ -1,13 +1,19 @@
 """``stat``: what is at a path, in the fields of ``ansible.builtin.stat``. Changes nothing."""
 
-import hashlib
+import errno
 import os
 import stat
 
 from operations import OperationError
-from operations._files import group_name, mode_text, user_name
+from operations import _files as files
 
-_ABSENT = (2, 20)  # ENOENT, ENOTDIR
+# lsattr(1): letter -> Ansible's word for it.
+_FLAGS = {
+    "A": "noatime", "a": "append", "c": "compressed", "C": "nocow", "d": "nodump", "D": "dirsync", "e": "extents",
+    "E": "encrypted", "h": "blocksize", "i": "immutable", "I": "indexed", "j": "journalled", "N": "inline",
+    "s": "zero", "S": "synchronous", "t": "notail", "T": "blockroot", "u": "undelete", "X": "compressedraw",
+    "Z": "compresseddirty",
+}  # fmt: skip
 _BITS = (
     ("rusr", stat.S_IRUSR), ("wusr", stat.S_IWUSR), ("xusr", stat.S_IXUSR),
     ("rgrp", stat.S_IRGRP), ("wgrp", stat.S_IWGRP), ("xgrp", stat.S_IXGRP),
@@ -19,21 +25,25 @@ _BITS = (
 def run(args, context):
     """Returns ``stat``: ``{"exists": False}``, or the fields of what is there.
 
+    :param args: ``path``; ``follow``; ``get_checksum`` (default True), ``checksum_algorithm`` (sha1);
+        ``get_mime`` and ``get_attributes``: ask file(1) and lsattr(1) too. These two default to False, unlike
+        Ansible's: each starts a program, for fields that hardly any playbook looks at.
+
     ``writeable`` is what the kernel says about this user (``access(2)``): on /proc/sys it tells a key that
     can be set from one on a read-only mount or of another namespace.
     """
-    path = args["path"]
+    path = files.expand(args["path"])
     try:
         status = os.stat(path) if args.get("follow") else os.lstat(path)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno == errno.ENOENT:
             return {"changed": False, "stat": {"exists": False}, "msg": "%s does not exist" % path}
         raise OperationError("cannot look at %s: %s" % (path, error.strerror), path=path)
     mode = status.st_mode
     found = {
         "exists": True,
         "path": path,
-        "mode": mode_text(mode),
+        "mode": files.mode_text(mode),
         "isdir": stat.S_ISDIR(mode),
         "ischr": stat.S_ISCHR(mode),
         "isblk": stat.S_ISBLK(mode),
@@ -50,8 +60,8 @@ def run(args, context):
         "atime": status.st_atime,
         "mtime": status.st_mtime,
         "ctime": status.st_ctime,
-        "pw_name": user_name(status.st_uid),
-        "gr_name": group_name(status.st_gid),
+        "pw_name": files.user_name(status.st_uid),
+        "gr_name": files.group_name(status.st_gid),
         "readable": os.access(path, os.R_OK),
         "writeable": os.access(path, os.W_OK),
         "executable": os.access(path, os.X_OK),
@@ -61,19 +71,40 @@ def run(args, context):
         found["lnk_target"] = os.readlink(path)
         found["lnk_source"] = os.path.realpath(path)
     if found["isreg"] and args.get("get_checksum", True) and found["readable"]:
-        checksum = _checksum(path, args.get("checksum_algorithm") or "sha1")
+        # None for a file that says it is readable and is not: write-only keys of /proc/sys.
+        checksum = files.checksum_of(path, args.get("checksum_algorithm") or "sha1")
         if checksum is not None:
             found["checksum"] = checksum
+    if args.get("get_mime"):
+        found.update(_mime(path, context))
+    if args.get("get_attributes"):
+        found.update(_attributes(path, context))
     return {"changed": False, "stat": found, "msg": "%s exists" % path}
 
 
-def _checksum(path, algorithm):
-    """Hex digest, or None for a file that says it is readable and is not (write-only keys of /proc/sys)."""
-    digest = hashlib.new(algorithm)
+def _output(argv, context):
     try:
-        with open(path, "rb") as handle:
-            for block in iter(lambda: handle.read(1 << 20), b""):
-                digest.update(block)
+        done = context.run_command(argv, env=dict(os.environ, LC_ALL="C"))
     except OSError:
-        return None
-    return digest.hexdigest()
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _mime(path, context):
+    """``mimetype`` and ``charset``, "unknown" where file(1) does not say."""
+    words = _output(["file", "--mime-type", "--mime-encoding", path], context).rpartition(": ")[2].strip()
+    kind, _, charset = words.partition("; charset=")
+    return {"mimetype": kind or "unknown", "charset": charset or "unknown"}
+
+
+def _attributes(path, context):
+    """``version``, ``attributes`` (words) and ``attr_flags`` (letters) where lsattr(1) knows them."""
+    words = _output(["lsattr", "-vd", path], context).split()
+    if len(words) < 3:
+        return {"version": None, "attributes": [], "attr_flags": ""}
+    letters = words[1].replace("-", "")
+    return {
+        "version": words[0],
+        "attributes": [_FLAGS[letter] for letter in letters if letter in _FLAGS],
+        "attr_flags": letters,
+    }

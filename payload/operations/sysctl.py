@@ -35,7 +35,7 @@ def run(args, context):
     value = _value(args.get("value"))
     if present and value == "":
         raise OperationError("state=present needs a value for %s" % name)
-    path = os.path.realpath(args.get("sysctl_file") or "/etc/sysctl.conf")
+    path = os.path.realpath(files.expand(args.get("sysctl_file") or "/etc/sysctl.conf"))
     setting, reloading = bool(args.get("sysctl_set")), args.get("reload", True)
 
     before = kernel.read(name)
@@ -94,35 +94,44 @@ def _value(value):
         return ""
     if isinstance(value, bool):
         return "1" if value else "0"
-    text = kernel.tidy(value)
+    text = str(value).strip()
     return "1" if text.lower() in _TRUE else "0" if text.lower() in _FALSE else text
 
 
 def _edit(text, name, value):
     """The file with exactly one line for `name`, saying `value` (None: no line).
 
-    Other lines stay as they are, byte for byte; a missing final newline is added only when a line follows.
+    A file whose last line for `name`, the one that counts, says `value` already is left alone. Other lines stay
+    as they are, byte for byte; a missing final newline is added only when a line follows.
 
     :returns: ``(value listed before or None, new text or None when nothing is to be done)``.
     """
-    listed, kept, done = None, [], False
-    for line in text.splitlines(True):
-        bare = line.strip()
-        if not bare or bare[0] in "#;" or "=" not in bare or bare.split("=", 1)[0].strip() != name:
+    lines = [(line, _listed(line, name)) for line in text.splitlines(True)]
+    listed = [found for _line, found in lines if found is not None]
+    last = listed[-1] if listed else None
+    if last == value:
+        return last, None
+    kept, done = [], False
+    for line, found in lines:
+        if found is None:
             kept.append(line)
-            continue
-        found = bare.split("=", 1)[1].strip()
-        if value is None or done:
-            listed = found
-            continue
-        listed, done = found, True
-        kept.append(line if kernel.same(found, value) else "%s=%s\n" % (name, value))
+        elif value is not None and not done:
+            kept.append("%s=%s\n" % (name, value))
+            done = True
     if value is not None and not done:
         if kept and not kept[-1].endswith("\n"):
             kept[-1] += "\n"
         kept.append("%s=%s\n" % (name, value))
-    new = "".join(kept)
-    return listed, None if new == text else new
+    return last, "".join(kept)
+
+
+def _listed(line, name):
+    """The value that a line of the file gives to `name`; None when it gives none."""
+    bare = line.strip()
+    if not bare or bare[0] in "#;" or "=" not in bare:
+        return None
+    key, _, found = bare.partition("=")
+    return found.strip() if key.strip() == name else None
 
 
 def _write(path, text):

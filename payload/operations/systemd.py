@@ -1,56 +1,59 @@
 """``systemd`` (``systemd_service``): state and enablement of one unit, or a reload of unit files."""
 
 import os
+import re
 
 from operations import OperationError
 
-_PROPERTIES = (
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "UnitFileState",
-    "MainPID",
-    "FragmentPath",
-    "NeedDaemonReload",
-)
 _RUNTIME = "/run/systemd/system"  # there when systemd is PID 1: sd_booted(3)
-_RUNNING = ("active", "activating", "reloading")
+_RUNNING = ("active", "activating")
 _VERBS = {"started": "start", "stopped": "stop", "restarted": "restart", "reloaded": "reload"}
+# What is-enabled calls a unit that starts by itself, or that cannot be enabled any further.
+_ENABLED = ("enabled", "static", "generated", "transient")
 
 
 def run(args, context):
     """Brings unit ``name`` to what is asked.
 
     :param args: ``name``; ``state`` started|stopped|restarted|reloaded; ``enabled``; ``masked``;
-        ``daemon_reload`` (before anything else; alone it is reported unchanged, as Ansible does).
-    :returns: ``status``: what systemd says about the unit afterwards.
+        ``daemon_reload`` and ``daemon_reexec`` (before anything else; alone they are reported unchanged, as
+        Ansible does); ``scope`` system|user|global; ``no_block`` (do not wait for the job); ``force`` (replace
+        links).
+    :returns: ``status``: all that systemd said about the unit before; ``state`` and ``enabled`` as they are now.
     """
     if not os.path.isdir(_RUNTIME):
         raise OperationError("systemd is not the service manager of this host")
     name = args.get("name")
     if not name and any(args.get(key) is not None for key in ("state", "enabled", "masked")):
         raise OperationError("name is needed with state, enabled or masked")
-    done = []
-    if args.get("daemon_reload") and not context.check:
-        _systemctl(context, "daemon-reload")
-    result = {"changed": False, "name": name, "state": args.get("state"), "enabled": args.get("enabled")}
+    manager = _Manager(args, context)
+    for verb in ("daemon-reload", "daemon-reexec"):
+        if args.get(verb.replace("-", "_")) and not context.check:
+            manager.call(verb)
+    result = {"changed": False, "name": name, "status": {}}
     if not name:
-        result["msg"] = "unit files read again" if args.get("daemon_reload") else "nothing was asked"
+        asked = [verb for verb in ("daemon-reload", "daemon-reexec") if args.get(verb.replace("-", "_"))]
+        result["msg"] = "systemctl %s" % ", ".join(asked) if asked else "nothing was asked"
         return result
-    if "." not in name:
-        name += ".service"
-    before = _show(name, context)
-    if before["LoadState"] == "not-found" and (args.get("state") not in (None, "stopped") or args.get("enabled")):
+    if re.search(r"[*?\[]", name):
+        raise OperationError("patterns of names are not supported: %s" % name)
+    before = manager.show(name)
+    if before.get("LoadState") == "error" or (before.get("LoadError") and before.get("LoadState") != "masked"):
+        raise OperationError("error loading the unit %s: %s" % (name, before.get("LoadError")), name=name)
+    missing = before.get("LoadState") == "not-found"
+    if missing and (args.get("state") is not None or args.get("enabled") is not None):
         raise OperationError("could not find the unit %s" % name, name=name)
-    done += _mask(name, before, args, context)
-    done += _enable(name, before, args, context)
-    done += _state(name, before, args, context)
-    after = before if context.check else _show(name, context)
-    result.update(changed=bool(done), status=after)
-    result["msg"] = ", ".join(done) or "%s is already as asked (%s)" % (name, before["ActiveState"])
+    done = _mask(name, before, args, manager)
+    done += _enable(name, before, args, manager, result)
+    done += _state(name, before, args, manager, result)
+    result.update(changed=bool(done), status=before)
+    result["msg"] = ", ".join(done) or "%s is already as asked (%s)" % (
+        name,
+        before.get("ActiveState", "not loaded"),
+    )
     if context.diff and done:
         result["diff"] = {
-            "before": "%s %s\n" % (before["ActiveState"], before["UnitFileState"]),
+            "before": "%s %s\n" % (before.get("ActiveState"), before.get("UnitFileState")),
             "after": "%s\n" % ", ".join(done),
             "before_header": name,
             "after_header": name,
@@ -58,59 +61,102 @@ def run(args, context):
     return result
 
 
-def _mask(name, before, args, context):
+def _mask(name, before, args, manager):
     wanted = args.get("masked")
-    if wanted is None or wanted == (before["LoadState"] == "masked"):
+    if wanted is None or wanted == (before.get("UnitFileState") == "masked"):
         return []
-    if not context.check:
-        _systemctl(context, "mask" if wanted else "unmask", name)
+    manager.change("mask" if wanted else "unmask", name)
     return ["masked" if wanted else "unmasked"]
 
 
-def _enable(name, before, args, context):
-    wanted = args.get("enabled")
-    if wanted is None or wanted == before["UnitFileState"].startswith("enabled"):
+def _enable(name, before, args, manager, result):
+    wanted, state = args.get("enabled"), before.get("UnitFileState", "")
+    if wanted is None:
         return []
-    if before["UnitFileState"] in ("static", "indirect", "generated", "transient"):
-        if wanted:
-            raise OperationError("%s is %s: it cannot be enabled" % (name, before["UnitFileState"]), name=name)
+    result["enabled"] = wanted
+    # A static unit cannot be disabled: systemctl disable would say yes and change nothing, at every run.
+    if wanted == (state in _ENABLED) or (state in _ENABLED[1:] and not wanted):
         return []
-    if not context.check:
-        _systemctl(context, "enable" if wanted else "disable", name)
+    manager.change("enable" if wanted else "disable", name)
     return ["enabled" if wanted else "disabled"]
 
 
-def _state(name, before, args, context):
-    wanted = args.get("state")
-    running = before["ActiveState"] in _RUNNING
-    if wanted is None or (wanted == "started" and running) or (wanted == "stopped" and not running):
+def _state(name, before, args, manager, result):
+    wanted, active = args.get("state"), before.get("ActiveState", "")
+    if wanted is None:
+        return []
+    running = active in _RUNNING
+    result["state"] = "stopped" if wanted == "stopped" else "started"
+    if running if wanted == "started" else wanted == "stopped" and not running and active != "deactivating":
         return []
     verb = _VERBS[wanted]
-    if wanted == "reloaded" and not running:
+    if wanted in ("reloaded", "restarted") and not running:
         verb = "start"
-    if not context.check:
-        _systemctl(context, verb, name)
-        now = _show(name, context)["ActiveState"]
+    if manager.change(verb, name) and not manager.args.get("no_block"):
+        now = manager.show(name).get("ActiveState")
         # A oneshot unit may be over already: only "failed" contradicts a start.
-        if now == "failed" or (wanted == "stopped" and now in _RUNNING):
+        if (now == "failed" and wanted != "stopped") or (wanted == "stopped" and now in _RUNNING):
             raise OperationError("%s is %s after systemctl %s" % (name, now, verb), name=name)
     return [wanted]
 
 
-def _show(name, context):
-    out = _systemctl(context, "show", name, "--property=" + ",".join(_PROPERTIES))
-    found = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
-    return {key: found.get(key, "") for key in _PROPERTIES}
+class _Manager(object):
+    """systemctl with the options that the task asks for."""
+
+    def __init__(self, args, context):
+        self.args, self._context = args, context
+        self._options = []
+        if args.get("scope") in ("user", "global"):
+            self._options.append("--" + args["scope"])
+        if args.get("no_block"):
+            self._options.append("--no-block")
+        if args.get("force"):
+            self._options.append("--force")
+        self._environment = dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="")
+        # Where the user's own manager listens, when no login session has said so.
+        self._environment.setdefault("XDG_RUNTIME_DIR", "/run/user/%d" % os.geteuid())
+
+    def show(self, name):
+        """All properties of a unit: name -> text."""
+        return parse_show(self.call("show", name))
+
+    def change(self, verb, name):
+        """Runs a verb unless in check mode; True when it ran."""
+        if self._context.check:
+            return False
+        self.call(verb, name)
+        return True
+
+    def call(self, *words):
+        """Output of systemctl. :raises OperationError: when it exits other than 0."""
+        try:
+            done = self._context.run_command(["systemctl", *self._options, *words], env=self._environment)
+        except OSError as error:
+            raise OperationError("cannot run systemctl: %s" % error.strerror)
+        out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        if done.returncode != 0:
+            sentence = (err or out).strip() or "exit status %d" % done.returncode
+            raise OperationError("systemctl %s: %s" % (" ".join(words[:2]), sentence), rc=done.returncode)
+        return out
 
 
-def _systemctl(context, *words):
-    environment = dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="")
-    try:
-        done = context.run_command(["systemctl", *words], env=environment)
-    except OSError as error:
-        raise OperationError("cannot run systemctl: %s" % error.strerror)
-    out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-    if done.returncode != 0:
-        sentence = (err or out).strip() or "exit status %d" % done.returncode
-        raise OperationError("systemctl %s: %s" % (" ".join(words[:2]), sentence), rc=done.returncode)
-    return out
+def parse_show(text):
+    """Properties from ``systemctl show``; values of several lines, as ``ExecStart={ ... }``, are kept whole.
+
+    >>> parse_show("Id=x\\nExecStart={ path=/a ;\\n b }\\nMainPID=3\\n")["ExecStart"]
+    '{ path=/a ;\\n b }'
+    """
+    found, key = {}, None
+    for line in text.splitlines():
+        if key is not None:
+            found[key] += "\n" + line
+            if line.rstrip().endswith("}"):
+                key = None
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            continue
+        found[name] = value
+        if name.startswith("Exec") and value.lstrip().startswith("{") and not value.rstrip().endswith("}"):
+            key = name
+    return found

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import template
-from tcpfleet.playbook.actions import ActionFailed, find_file
-from tcpfleet.playbook.engine import Fleet, Options, Reporter, Runner, chosen_hosts
-from tcpfleet.playbook.model import Play, Task
-from tcpfleet.playbook.names import check_names, given_names
-from tcpfleet.playbook.parse import parse, read_vars
+from tcpfleet.errors import BadInput, LocatedError
+from tcpfleet.playbook import search, template
+from tcpfleet.playbook.chain import Options
+from tcpfleet.playbook.engine import Fleet, Reporter, Runner, chosen_hosts
+from tcpfleet.playbook.model import Play, Prepared, Task
+from tcpfleet.playbook.names import Layers, barriers, check_names, given_names, needed_facts, source_names
+from tcpfleet.playbook.parse import Known, parse, read_vars, shown
 from tcpfleet.playbook.results import HostRecap, ItemResult, Recap, TaskRecord, TaskResult
 from tcpfleet.playbook.source import PlaybookErrors, Problems, Where, where_of
 from tcpfleet.playbook.variables import HostState, Inventory, RunVariables, Scope
@@ -32,6 +32,7 @@ __all__ = [
     "Play",
     "Playbook",
     "PlaybookErrors",
+    "Prepared",
     "Recap",
     "Reporter",
     "Task",
@@ -43,68 +44,87 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Playbook:
-    """A playbook without mistakes that can be seen without an inventory.
+    """A playbook as far as it could be read; `prepare` and `run` refuse it when it has a mistake.
 
     :ivar extra: ``-e`` variables.
+    :ivar problems: what is wrong in its files, as far as that can be seen without an inventory.
+    :ivar given: names that tasks with mistakes would register.
     """
 
     path: Path
     plays: tuple[Play, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[LocatedError, ...] = ()
+    given: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
-        """``playbook_dir``: what relative paths start from."""
+        """Where the playbook file is; a play that was imported has its own `Play.folder`."""
         return self.path.resolve().parent
 
     def hosts(self, inventory: Inventory, limit: str | Sequence[str] | None = None) -> list[Any]:
         """The hosts that any play would run on, each once: what a fleet is opened for.
 
-        :raises BadInput: when a pattern means nothing in this inventory.
+        :raises PlaybookErrors: when a pattern means nothing in this inventory, with all other mistakes.
+        :raises BadInput: when the limit means nothing.
         """
-        found = {host.name: host for play in self.plays for host in chosen_hosts(play, inventory, limit)}
+        try:
+            found = {host.name: host for play in self.plays for host in chosen_hosts(play, inventory, limit)}
+        except LocatedError as error:
+            self.prepare(inventory, limit)
+            raise error from None
         return list(found.values())
 
-    def prepare(
-        self, inventory: Inventory, limit: str | Sequence[str] | None = None
-    ) -> list[tuple[Play, dict[str, list[Mapping[str, Any]]]]]:
+    def prepare(self, inventory: Inventory, limit: str | Sequence[str] | None = None) -> list[Prepared]:
         """Everything that can be checked once the hosts are known: host patterns, vars_files, variable names.
 
-        :returns: each play with its vars_files, read: host name -> mappings, weakest first.
-        :raises PlaybookErrors: with all mistakes.
+        :returns: each play with what is known of it now.
+        :raises PlaybookErrors: with all mistakes, those of the files included.
         """
-        problems = Problems()
-        known = {*self.extra, "playbook_dir", "ansible_check_mode", "ansible_diff_mode", "ansible_managed"}
-        known |= {"ansible_play_hosts_all", "ansible_play_hosts", "ansible_play_batch", "ansible_play_name"}
-        prepared: list[tuple[Play, dict[str, list[Mapping[str, Any]]]]] = []
+        problems = Problems(self.problems)
+        known = set(self.given)
+        layers: list[Layers] = []
+        read: dict[Path, Mapping[str, Any]] = {}
+        gathered = False
         for play in self.plays:
             try:
                 hosts = chosen_hosts(play, inventory, limit)
             except LocatedError as error:
                 problems.errors.append(error)
-                continue
-            files: dict[str, list[Mapping[str, Any]]] = {}
-            for host in hosts:
-                files[host.name] = self._vars_files(play, host, inventory, problems)
-                known |= {*host.vars, *inventory.magic_vars(host.name)}
+                hosts = list(inventory.hosts.values())  # for the names in it, any will do
+            files = {host.name: self._vars_files(play, host, inventory, read, problems) for host in hosts}
+            found = Layers(play, files, self.extra, inventory, hosts)
             known |= set(given_names(play))
+            gathered = gathered or play.gather_facts or any(task.module.name == "setup" for task in play.tasks)
             if hosts:
-                layers = {id(one): one for found in files.values() for one in reversed(found)}
-                check_names(play, (*layers.values(), play.vars), known, problems)
-            prepared.append((play, files))
+                known |= found.names()
+                check_names(found, known, gathered, problems)
+                _check_files(found, problems)
+            layers.append(found)
         problems.raise_if_any()
-        return prepared
+        return [
+            Prepared(one.play, one.files, facts, barriers(one))
+            for one, facts in zip(layers, needed_facts(layers), strict=True)
+        ]
 
     def _vars_files(
-        self, play: Play, host: Any, inventory: Inventory, problems: Problems
+        self,
+        play: Play,
+        host: Any,
+        inventory: Inventory,
+        read: dict[Path, Mapping[str, Any]],
+        problems: Problems,
     ) -> list[Mapping[str, Any]]:
-        run = RunVariables(inventory, {}, self.extra, {"playbook_dir": str(self.folder)})
+        run = RunVariables(inventory, {}, self.extra, {"playbook_dir": str(play.folder)})
         found: list[Mapping[str, Any]] = []
         for name in play.vars_files:
             where = where_of(name, play.where)
             scope = Scope(run, HostState(host), (*reversed(found), play.vars), where=where)
             try:
-                found.append(_read_vars_file(str(template.render(name, scope, where)), where, self.folder))
+                path = _vars_file(str(template.render(name, scope, where)), where, play.folder)
+                if path not in read:
+                    read[path] = read_vars(path, problems)
+                found.append(read[path])
             except LocatedError as error:
                 problems.errors.append(error)
         return found
@@ -120,6 +140,7 @@ class Playbook:
         reporter: Reporter | None = None,
         tags: Sequence[str] = (),
         skip_tags: Sequence[str] = (),
+        start_at: str = "",
         become_password: str | None = None,
     ) -> Recap:
         """Runs all plays; nothing is done on any host before everything has been checked.
@@ -127,102 +148,89 @@ class Playbook:
         :param hosts: the limit: a host pattern, or host names.
         :param check: change nothing, say what would change.
         :param diff: results carry what changes in files.
+        :param start_at: name of the task to begin with; handlers and facts are as if all had run.
         :param become_password: for sudo, where the inventory gives none.
         :raises PlaybookErrors: with all mistakes found beforehand.
         """
         prepared = self.prepare(inventory, hosts)
-        options = Options(check, diff, hosts, frozenset(tags), frozenset(skip_tags), become_password)
-        return Runner(self.folder, fleet, inventory, self.extra, options, reporter or Reporter()).run(prepared)
+        options = Options(check, diff, hosts, frozenset(tags), frozenset(skip_tags), become_password, start_at)
+        return Runner(self.path.name, fleet, inventory, self.extra, options, reporter or Reporter()).run(prepared)
 
 
 def load(path: str | Path, extra_vars: Mapping[str, Any] | None = None) -> Playbook:
-    """Reads and checks a playbook.
+    """Reads a playbook and all that it imports. What is wrong in it is kept for `Playbook.prepare`.
 
     :param extra_vars: ``-e``: strongest of all variables.
-    :raises PlaybookErrors: with every mistake, as ``file:line:column: what is wrong; what is allowed``.
+    :raises BadInput: when there is no such file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory; a playbook is a file")
+    if not path.exists():
+        beside = sorted(one.name for one in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise BadInput(f"there is no playbook {path}" + (f"; there are: {', '.join(beside)}" if beside else ""))
     extra = dict(extra_vars or {})
-    problems = Problems()
-    try:
-        plays = parse(path)
-    except PlaybookErrors as errors:
-        problems.errors.extend(errors.errors)
-        plays = ()
-    folder = path.resolve().parent
-    known = {**extra, "playbook_dir": str(folder)}
-    plays = tuple(_with_hosts(play, known, problems) for play in plays)
-    for play in plays:
-        _check_files(play, known, folder, problems)
-    problems.raise_if_any()
-    return Playbook(path, plays, extra)
+    parsed = parse(path, extra)
+    problems = Problems(parsed.problems)
+    plays = tuple(
+        _with_hosts(play, {**extra, "playbook_dir": str(play.folder)}, problems) for play in parsed.plays
+    )
+    return Playbook(path, plays, extra, tuple(problems.errors), parsed.given)
 
 
-def _with_hosts(play: Play, known: Mapping[str, Any], problems: Problems) -> Play:
-    """A play whose hosts are a pattern: as in Ansible, a template there can use -e variables only."""
+def _with_hosts(play: Play, extra: Mapping[str, Any], problems: Problems) -> Play:
+    """A play whose hosts are a pattern: a template there can use -e and the play's own variables only."""
     if not template.is_template(play.hosts):
         return play
+    where = play.hosts_where
+    known = {**extra, "playbook_dir": str(play.folder)}
     try:
-        rendered = template.render(play.hosts, _Known(known, play.hosts_where), play.hosts_where)
+        rendered = template.render(play.hosts, Known((known, play.vars), where), where)
     except LocatedError as error:
         problems.errors.append(error)
-        return play
+        return replace(play, hosts="all")  # never run: there is a problem
     return replace(play, hosts=",".join(rendered) if isinstance(rendered, list) else str(rendered))
 
 
-class _Known:
-    """The few names whose values are known without an inventory."""
-
-    def __init__(self, values: Mapping[str, Any], where: Where) -> None:
-        self._values, self._where = values, where
-
-    def lookup(self, name: str) -> Any:
-        """A value. :raises KeyError: when it is not known yet."""
-        return template.render(self._values[name], self, self._where)
-
-
-def _check_files(play: Play, values: Mapping[str, Any], folder: Path, problems: Problems) -> None:
-    """Templates, files and vars_files that the play names must exist and parse, as far as names are known."""
-    # A play's own variable may be overridden by the inventory; a file it leads to is judged later, with hosts.
-    known = _Known(values, play.where)
-    for task in (*play.tasks, *play.handlers):
+def _check_files(layers: Layers, problems: Problems) -> None:
+    """Templates and files that the play names must exist, and templates parse, as far as names are known."""
+    for task in (*layers.play.tasks, *layers.play.handlers):
         source = task.args.get("src")
-        if task.module.name not in ("template", "copy") or not isinstance(source, str):
+        kind = {"template": "templates", "copy": "files"}.get(task.module.name)
+        if kind is None or not isinstance(source, str) or task.args.get("remote_src") not in (None, False):
             continue
         where = where_of(source, task.where)
-        try:
-            name = str(template.render(source, known, where))
-        except LocatedError:
-            continue
-        try:
-            found = find_file(name, "templates" if task.module.name == "template" else "files", folder)
-            if task.module.name == "template":
-                template.check_file_syntax(found.read_text(encoding="utf-8"), str(found))
-        except ActionFailed as error:
-            problems.add(where, str(error))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.add(where, f"cannot read {name}: {error}")
-        except LocatedError as error:
-            problems.errors.append(error)
+        folders = [Path(task.where.file).resolve().parent, layers.play.folder]
+        for name in source_names(layers, task) or ():
+            path = search.find(name, kind, folders)
+            if path is None:
+                if not task.when:  # else the condition may ask for the file's existence
+                    looked = ", ".join(str(one) for one in search.places(name, kind, folders))
+                    problems.add(where, f"could not find '{name}' on the controller; looked at {looked}")
+            elif task.module.name == "template":
+                _check_template(path, task, folders, problems)
 
 
-def _read_vars_file(name: str, where: Where, folder: Path) -> Mapping[str, Any]:
+def _check_template(path: Path, task: Task, folders: Sequence[Path], problems: Problems) -> None:
+    beside = search.template_folders(str(path), folders)
+    trim, lstrip = task.args.get("trim_blocks", True) is not False, task.args.get("lstrip_blocks", False) is True
+    try:
+        text = path.read_text(encoding="utf-8")
+        template.check_file_syntax(text, str(shown(path)), beside, trim, lstrip)
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(where_of(task.args["src"], task.where), f"cannot read {path}: {error}")
+    except LocatedError as error:
+        problems.errors.append(error)
+
+
+def _vars_file(name: str, where: Where, folder: Path) -> Path:
     """One of a play's vars_files.
 
     :raises LocatedError: when it is missing, naming what lies beside the place where it should be.
     """
-    places = [Path(name)] if Path(name).is_absolute() else [folder / "vars" / name, folder / name]
-    found = next((one for one in places if one.is_file()), None)
-    if found is None:
-        beside = sorted(one.stem for one in places[-1].parent.glob("*.yml"))
-        listed = f"; there are: {', '.join(beside)}" if beside else ""
-        raise where.error(f"no file {name} of variables{listed}")
-    return read_vars(_shown(found))
-
-
-def _shown(path: Path) -> Path:
-    """A path as a user would write it: relative where it is below the current folder."""
-    try:
-        return path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return path
+    found = search.find(name, "vars", [folder])
+    if found is not None and found.is_file():
+        return shown(found)
+    beside = sorted(one.stem for one in search.places(name, "vars", [folder])[-1].parent.glob("*.yml"))
+    listed = f"; there are: {', '.join(beside)}" if beside else ""
+    raise where.error(f"no file {name} of variables{listed}")

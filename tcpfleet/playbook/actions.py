@@ -1,12 +1,11 @@
 """What each module does: on the controller, and as an operation on the host.
 
-An action gets arguments that are rendered and of the right kind, and returns either a `Call` (which operation
-to run on the host, with which arguments) or a finished result.
+An action gets arguments that are rendered and of the right kind, and returns a `Call` (which operation to run
+on the host, with which arguments), a finished result, or a `Conversation` for what takes several operations.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,85 +13,114 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import template
+from tcpfleet.playbook import search, template, transfers
+from tcpfleet.playbook.calls import ActionFailed, Call, Conversation
+from tcpfleet.playbook.catalogue import to_bool
 from tcpfleet.playbook.source import Where, where_of
 from tcpfleet.playbook.template import Names
 
 
-class ActionFailed(Exception):
-    """A task fails on the controller, with the sentence that says why."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """An operation of the payload and its arguments."""
-
-    operation: str
-    args: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Setting:
-    """Where a task runs: its variables, place, and the playbook's folder."""
+    """Where a task runs: its variables, place, the playbook's folder, the host's name, the modes in force."""
 
     names: Names
     where: Where
     folder: Path
+    host: str
+    check: bool = False
+    diff: bool = False
 
 
-Action = Callable[[Mapping[str, Any], Setting], "Call | dict[str, Any]"]
+__all__ = ["ACTIONS", "Action", "ActionFailed", "Call", "Conversation", "Setting"]
+
+Action = Callable[[Mapping[str, Any], Setting], "Call | Conversation | dict[str, Any]"]
 
 
-def find_file(source: str, kind: str, folder: Path) -> Path:
-    """A file on the controller, searched as Ansible does: in `kind`/ beside the playbook, then beside it.
+def _find(source: str, kind: str, setting: Setting) -> Path:
+    """A file or folder on the controller, found as Ansible does; `kind` is ``files`` or ``templates``.
 
-    :param kind: ``files`` or ``templates``.
     :raises ActionFailed: naming the places looked at.
     """
-    given = Path(source).expanduser()
-    places = [given] if given.is_absolute() else [folder / kind / given, folder / given]
-    found = next((place for place in places if place.exists()), None)
+    folders = setting.names.folders
+    found = search.find(source, kind, folders)
     if found is None:
-        raise ActionFailed(
-            f"could not find '{source}' on the controller; looked at " + ", ".join(map(str, places))
-        )
+        looked = ", ".join(map(str, search.places(source, kind, folders)))
+        raise ActionFailed(f"could not find '{source}' on the controller; looked at {looked}")
     return found
 
 
-def _copy(args: Mapping[str, Any], setting: Setting) -> Call:
-    wire = {key: value for key, value in args.items() if key not in ("src", "content")}
+def _copy(args: Mapping[str, Any], setting: Setting) -> Call | Conversation:
+    own = ("src", "content", "remote_src", "local_follow", "decrypt")
+    wire = {key: value for key, value in args.items() if key not in own}
+    if args.get("remote_src"):
+        if "content" in args:
+            raise ActionFailed("remote_src copies a file of the host: it needs src, not content")
+        return Call("copy", {key: value for key, value in args.items() if key != "decrypt"})
+    preserve = args.get("mode") == "preserve"
+    if preserve:
+        del wire["mode"]
     if "content" in args:
-        content = args["content"]
-        text = content if isinstance(content, str) else json.dumps(content)
-        data = text.encode("utf-8")
-    else:
-        path = find_file(args["src"], "files", setting.folder)
-        if path.is_dir():
-            raise ActionFailed(f"{path} is a directory; copy takes one file here: loop over the files")
-        data = _read(path)
-        wire["basename"] = path.name
-        if wire.get("mode") == "preserve":
-            wire["mode"] = f"{path.stat().st_mode & 0o7777:04o}"
-    if wire.get("mode") == "preserve":
-        raise ActionFailed("mode: preserve needs src, there is no mode to take over from content")
-    wire["content_b64"] = base64.b64encode(data).decode("ascii")
-    return Call("copy", wire)
+        if preserve:
+            raise ActionFailed("mode: preserve needs src, there is no mode to take over from content")
+        return Call("copy", {**wire, "content_b64": transfers.encoded(_content(args["content"]))})
+    path = _find(args["src"], "files", setting)
+    if path.is_dir():
+        found = transfers.tree(path, args["src"].endswith("/"), args.get("local_follow", True))
+        if found.directories:  # only a plain file of the host may be reached through a symlink
+            wire.pop("follow", None)
+        return transfers.send_tree(path, found, wire, preserve)
+    wire["basename"] = path.name
+    if preserve:
+        wire["mode"] = transfers.mode_of(path)
+    return _send(path, wire)
 
 
-def _read(path: Path) -> bytes:
+def _send(path: Path, wire: Mapping[str, Any]) -> Call | Conversation:
+    """One file of the controller, in one call when it is small."""
     try:
-        return path.read_bytes()
+        large = path.stat().st_size > transfers.SMALL
     except OSError as error:
         raise ActionFailed(f"cannot read {path} on the controller: {error.strerror}") from None
+    if large:
+        return transfers.send_file(path, wire)
+    return Call("copy", {**wire, "content_b64": transfers.encoded(transfers.read(path))})
+
+
+def _content(content: Any) -> bytes:
+    """What ``content`` means: text as it is, a mapping or list as JSON, anything else as Python writes it."""
+    if not isinstance(content, (dict, list)):
+        return str(content).encode("utf-8")
+    try:
+        return json.dumps(content).encode("utf-8")
+    except TypeError as error:
+        raise ActionFailed(f"content cannot be written as JSON: {error}") from None
+
+
+def _fetch(args: Mapping[str, Any], setting: Setting) -> Conversation | dict[str, Any]:
+    if setting.check:
+        return {"changed": False, "skipped": True, "msg": "check mode not (yet) supported for this module"}
+    return transfers.fetch(
+        args["src"],
+        args,
+        setting.folder,
+        setting.host,
+        args.get("fail_on_missing", True),
+        args.get("validate_checksum", True),
+    )
 
 
 _NEWLINES = {"\\n": "\n", "\\r": "\r", "\\r\\n": "\r\n"}
+_SYNTAX = (
+    "block_start_string", "block_end_string", "variable_start_string", "variable_end_string",
+    "comment_start_string", "comment_end_string",
+)  # fmt: skip
 
 
 def _template(args: Mapping[str, Any], setting: Setting) -> Call:
-    path = find_file(args["src"], "templates", setting.folder)
+    path = _find(args["src"], "templates", setting)
     try:
-        source = _read(path).decode("utf-8")
+        source = transfers.read(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ActionFailed(f"{path} is not UTF-8 text") from None
     newline = args.get("newline_sequence", "\n")
@@ -103,14 +131,22 @@ def _template(args: Mapping[str, Any], setting: Setting) -> Call:
         trim_blocks=args.get("trim_blocks", True),
         lstrip_blocks=args.get("lstrip_blocks", False),
         newline=_NEWLINES.get(newline, newline),
+        syntax=tuple((key, args[key]) for key in _SYNTAX if key in args),
     )
-    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence")
+    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *_SYNTAX)
     wire = {key: value for key, value in args.items() if key not in own}
     if wire.get("mode") == "preserve":
-        wire["mode"] = f"{path.stat().st_mode & 0o7777:04o}"
+        wire["mode"] = transfers.mode_of(path)
     # A template called x.conf.j2 that goes to a folder keeps its name, as in Ansible.
     wire["basename"] = path.name
-    wire["content_b64"] = base64.b64encode(text.encode("utf-8")).decode("ascii")
+    encoding = args.get("output_encoding", "utf-8")
+    try:
+        data = text.encode(encoding)
+    except LookupError:
+        raise ActionFailed(f"output_encoding '{encoding}' is no encoding that Python knows") from None
+    except UnicodeEncodeError as error:
+        raise ActionFailed(f"{path} holds what {encoding} cannot express: {error}") from None
+    wire["content_b64"] = transfers.encoded(data)
     return Call("copy", wire)
 
 
@@ -120,6 +156,8 @@ def _as_is(operation: str) -> Action:
 
 
 def _debug(args: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
+    if args.get("verbosity", 0) > 0:
+        return {"changed": False, "skipped": True, "msg": "", "skipped_reason": "Verbosity threshold not met."}
     if "var" in args:
         name = str(args["var"])
         expression = "{{ " + name + " }}"
@@ -149,17 +187,29 @@ def _assert(args: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
 
 
 def _set_fact(args: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
-    return {"changed": False, "ansible_facts": dict(args), "msg": ""}
+    facts = dict(args)
+    try:
+        cacheable = to_bool(facts.pop("cacheable", False))
+    except ValueError as error:
+        raise ActionFailed(f"set_fact: cacheable {error}") from None
+    if cacheable:
+        raise ActionFailed("set_fact: cacheable is not supported: facts are kept for one run, there is no cache")
+    if not facts:
+        raise ActionFailed("set_fact: no key/value pairs provided, at least one is required")
+    return {"changed": False, "ansible_facts": facts, "msg": ""}
 
 
 # module name -> action; meta is the engine's own.
 ACTIONS: Mapping[str, Action] = {
     "assert": _assert,
+    "blockinfile": _as_is("blockinfile"),
     "command": _as_is("command"),
     "copy": _copy,
     "debug": _debug,
     "fail": _fail,
+    "fetch": _fetch,
     "file": _as_is("file"),
+    "lineinfile": _as_is("lineinfile"),
     "pam_limits": _as_is("pam_limits"),
     "ping": _as_is("ping"),
     "set_fact": _set_fact,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 TRUE_WORDS = frozenset(("y", "yes", "on", "1", "true", "t", "1.0"))
@@ -20,7 +21,7 @@ FALSE_WORDS = frozenset(("n", "no", "off", "0", "false", "f", "0.0"))
 class Argument:
     """One argument of a module.
 
-    :ivar kind: str, bool, int, float, list, dict, mode or any.
+    :ivar kind: str, bool, int, float, list, dict, mode, lines (text or list of texts) or any.
     :ivar choices: the values allowed, when not all are.
     """
 
@@ -70,6 +71,16 @@ _PLACING = {
     "follow": Argument("bool"),
     "validate": Argument(),
 }
+_EDITING = {
+    **_OWNERSHIP,
+    "path": Argument(required=True, aliases=("dest", "destfile", "name")),
+    "state": Argument(choices=("absent", "present")),
+    "insertafter": Argument(),
+    "insertbefore": Argument(),
+    "create": Argument("bool"),
+    "backup": Argument("bool"),
+    "validate": Argument(),
+}
 _COMMAND = {
     "cmd": Argument(),
     "chdir": Argument(),
@@ -78,6 +89,7 @@ _COMMAND = {
     "stdin": Argument(),
     "stdin_add_newline": Argument("bool"),
     "strip_empty_ends": Argument("bool"),
+    "expand_argument_vars": Argument("bool"),
 }
 
 _MODULES = (
@@ -101,6 +113,8 @@ _MODULES = (
             "path": Argument(required=True, aliases=("dest", "name")),
             "follow": Argument("bool"),
             "get_checksum": Argument("bool"),
+            "get_mime": Argument("bool", aliases=("mime", "mime_type", "mime-type")),
+            "get_attributes": Argument("bool", aliases=("attr", "attributes")),
             "checksum_algorithm": Argument(
                 choices=("md5", "sha1", "sha224", "sha256", "sha384", "sha512"),
                 aliases=("checksum", "checksum_algo"),
@@ -115,6 +129,10 @@ _MODULES = (
             "dest": Argument(required=True),
             "src": Argument(),
             "content": Argument("any"),
+            "checksum": Argument(),
+            "directory_mode": Argument("mode"),
+            "local_follow": Argument("bool"),
+            "remote_src": Argument("bool"),
         },
         one_of=(("src", "content"),),
         exclusive=(("src", "content"),),
@@ -127,7 +145,49 @@ _MODULES = (
             "src": Argument(required=True),
             "trim_blocks": Argument("bool"),
             "lstrip_blocks": Argument("bool"),
+            **{
+                f"{part}_{side}_string": Argument()
+                for part in ("block", "variable", "comment")
+                for side in ("start", "end")
+            },
+            "output_encoding": Argument(),
             "newline_sequence": Argument(choices=("\\n", "\\r", "\\r\\n", "\n", "\r", "\r\n")),
+        },
+    ),
+    Module(
+        "ansible.builtin.lineinfile",
+        {
+            **_EDITING,
+            "line": Argument(aliases=("value",)),
+            "regexp": Argument(aliases=("regex",)),
+            "search_string": Argument(),
+            "backrefs": Argument("bool"),
+            "firstmatch": Argument("bool"),
+        },
+        exclusive=(("insertafter", "insertbefore"), ("regexp", "search_string"), ("backrefs", "search_string")),
+        one_of=(("line", "regexp", "search_string"),),
+    ),
+    Module(
+        "ansible.builtin.blockinfile",
+        {
+            **_EDITING,
+            "block": Argument(aliases=("content",)),
+            "marker": Argument(),
+            "marker_begin": Argument(),
+            "marker_end": Argument(),
+            "append_newline": Argument("bool"),
+            "prepend_newline": Argument("bool"),
+        },
+        exclusive=(("insertafter", "insertbefore"),),
+    ),
+    Module(
+        "ansible.builtin.fetch",
+        {
+            "src": Argument(required=True),
+            "dest": Argument(required=True),
+            "flat": Argument("bool"),
+            "fail_on_missing": Argument("bool"),
+            "validate_checksum": Argument("bool"),
         },
     ),
     Module(
@@ -135,11 +195,15 @@ _MODULES = (
         {
             **_OWNERSHIP,
             "path": Argument(required=True, aliases=("dest", "name")),
-            "state": Argument(choices=("absent", "directory", "file", "link", "touch")),
+            "state": Argument(choices=("absent", "directory", "file", "hard", "link", "touch")),
             "src": Argument(),
             "recurse": Argument("bool"),
             "force": Argument("bool"),
             "follow": Argument("bool"),
+            "access_time": Argument(),
+            "access_time_format": Argument(),
+            "modification_time": Argument(),
+            "modification_time_format": Argument(),
         },
     ),
     Module(
@@ -150,9 +214,13 @@ _MODULES = (
             "enabled": Argument("bool"),
             "masked": Argument("bool"),
             "daemon_reload": Argument("bool", aliases=("daemon-reload",)),
+            "daemon_reexec": Argument("bool", aliases=("daemon-reexec",)),
+            "scope": Argument(choices=("system", "user", "global")),
+            "no_block": Argument("bool"),
+            "force": Argument("bool"),
         },
         names=("systemd", "ansible.builtin.systemd"),
-        one_of=(("state", "enabled", "masked", "daemon_reload"),),
+        one_of=(("state", "enabled", "masked", "daemon_reload", "daemon_reexec"),),
     ),
     Module(
         "ansible.builtin.wait_for",
@@ -160,7 +228,9 @@ _MODULES = (
             "host": Argument(),
             "port": Argument("int"),
             "path": Argument(),
-            "state": Argument(choices=("absent", "present", "started", "stopped")),
+            "state": Argument(choices=("absent", "drained", "present", "started", "stopped")),
+            "active_connection_states": Argument("list"),
+            "exclude_hosts": Argument("list"),
             "timeout": Argument("int"),
             "delay": Argument("int"),
             "sleep": Argument("int"),
@@ -170,14 +240,18 @@ _MODULES = (
         },
         exclusive=(("port", "path"),),
     ),
-    Module("ansible.builtin.debug", {"msg": Argument("any"), "var": Argument()}, exclusive=(("msg", "var"),)),
+    Module(
+        "ansible.builtin.debug",
+        {"msg": Argument("any"), "var": Argument(), "verbosity": Argument("int")},
+        exclusive=(("msg", "var"),),
+    ),
     Module("ansible.builtin.fail", {"msg": Argument()}),
     Module(
         "ansible.builtin.assert",
         {
             "that": Argument("list", required=True),
-            "fail_msg": Argument(aliases=("msg",)),
-            "success_msg": Argument(),
+            "fail_msg": Argument("lines", aliases=("msg",)),
+            "success_msg": Argument("lines"),
             "quiet": Argument("bool"),
         },
     ),
@@ -278,10 +352,11 @@ def to_bool(value: Any) -> bool:
 
 def _to_int(value: Any) -> int:
     try:
-        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        number = Decimal(value)
+        if isinstance(value, bool) or number != int(number):
             raise ValueError
-        return int(value)
-    except (TypeError, ValueError):
+        return int(number)
+    except (ArithmeticError, TypeError, ValueError):
         raise ValueError("must be a whole number") from None
 
 
@@ -313,6 +388,12 @@ def _to_mode(value: Any) -> Any:
     return value
 
 
+def _to_lines(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        return value
+    raise ValueError("must be text or a list of texts")
+
+
 _CONVERT: Mapping[str, Any] = {
     "str": _to_str,
     "bool": to_bool,
@@ -320,5 +401,6 @@ _CONVERT: Mapping[str, Any] = {
     "list": _to_list,
     "dict": _to_dict,
     "mode": _to_mode,
+    "lines": _to_lines,
     "any": lambda value: value,
 }

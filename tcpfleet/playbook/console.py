@@ -51,6 +51,10 @@ class ConsoleReporter(Reporter):
         if self._verbose or speaks or result.status not in ("ok", "skipped"):
             self._line(_host_line(result, self._verbose))
 
+    def note(self, host: str, text: str) -> None:
+        """A line of its own."""
+        self._line(text if text.startswith("FAILED - RETRYING") else f"note: [{host}]: {text}")
+
     def play_end(self, recap: Recap) -> None:
         """The recap, and why hosts failed, last so that it is what one sees."""
         self._banner("PLAY RECAP")
@@ -60,6 +64,8 @@ class ConsoleReporter(Reporter):
             for host, reason in sorted(recap.reasons.items()):
                 word = "UNREACHABLE" if recap.hosts[host].unreachable else "FAILED"
                 self._line(f"{word} {host}: {reason}")
+        for host, names in sorted(recap.pending.items()):
+            self._line(f"PENDING {host}: handlers kept for the next run of this play: {', '.join(names)}")
 
     def _banner(self, text: str) -> None:
         self._line(f"\n{text} " + "*" * max(3, _WIDTH - len(text)))

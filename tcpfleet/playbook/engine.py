@@ -1,45 +1,26 @@
-"""Runs plays over a fleet, as Ansible's linear strategy does: every host finishes a task before the next begins.
+"""Runs plays over a fleet and keeps the score.
 
-In: parsed plays, a fleet of sessions, an inventory. Out: a `Recap`, and events to a `Reporter` as they happen.
-What one host does in one task is `Chain.run`, which knows nothing of the other hosts; a host that fails or is
-lost drops out, the others go on.
+In: plays that are prepared, a fleet of sessions, an inventory. Out: a `Recap`, and events to a `Reporter`.
+Each host makes its own way through a play (`walk.Walk`); where a task looks at other hosts, where a play or task
+says so (serial, any_errors_fatal, run_once, strategy: linear), all hosts come to it before one goes on, as under
+Ansible's linear strategy. A host that fails or is lost drops out, the others go on.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
-from tcpfleet.errors import BadInput, LocatedError
-from tcpfleet.link import Become
+from tcpfleet.errors import BadInput
 from tcpfleet.playbook import template
-from tcpfleet.playbook.actions import ACTIONS, ActionFailed, Call, Setting
-from tcpfleet.playbook.catalogue import MODULES, coerce, to_bool
-from tcpfleet.playbook.model import Play, Task
-from tcpfleet.playbook.results import CENSORED, HostRecap, ItemResult, Recap, Status, TaskRecord, TaskResult
-from tcpfleet.playbook.source import where_of
+from tcpfleet.playbook.catalogue import MODULES
+from tcpfleet.playbook.chain import GATHERING, Chain, Options
+from tcpfleet.playbook.model import Play, Prepared, Task
+from tcpfleet.playbook.results import HostRecap, Recap, Status, TaskRecord, TaskResult
 from tcpfleet.playbook.variables import HostState, Inventory, RunVariables, Scope
-
-T = TypeVar("T")
-
-
-class Session(Protocol):
-    """What the engine needs of `tcpfleet.link.Session`."""
-
-    @property
-    def host(self) -> Any: ...
-
-    def call(
-        self,
-        op: str,
-        args: dict[str, Any],
-        *,
-        check: bool = False,
-        diff: bool = False,
-        become: Become | None = None,
-    ) -> dict[str, Any]: ...
+from tcpfleet.playbook.walk import Entry, News, Session, Walk
 
 
 class Outcome(Protocol):
@@ -56,14 +37,15 @@ class Outcome(Protocol):
 
 
 class Fleet(Protocol):
-    """What the engine needs of `tcpfleet.fleet.Fleet`; `on_outcome` is called in the caller's thread."""
+    """What the engine needs of `tcpfleet.fleet.Fleet`; both callbacks are called in the caller's thread."""
 
     def run(
         self,
-        function: Callable[[Any], Any],
+        function: Callable[..., Any],
         hosts: Sequence[Any] | None = None,
         *,
         on_outcome: Callable[[Any], None] | None = None,
+        on_news: Callable[[Any], None] | None = None,
     ) -> Mapping[str, Any]: ...
 
 
@@ -79,24 +61,11 @@ class Reporter:
     def host_result(self, task: Task, result: TaskResult) -> None:
         """One host has finished the task; results come in the order in which hosts finish."""
 
+    def note(self, host: str, text: str) -> None:
+        """Something about a host that is no result: a retry, handlers of an earlier run."""
+
     def play_end(self, recap: Recap) -> None:
         """The whole run is over."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    :ivar limit: a host pattern, or host names, or None for all hosts of each play.
-    :ivar become_password: the sudo password asked for on the command line; an inventory's wins.
-    """
-
-    check: bool = False
-    diff: bool = False
-    limit: str | Sequence[str] | None = None
-    tags: frozenset[str] = frozenset()
-    skip_tags: frozenset[str] = frozenset()
-    become_password: str | None = None
 
 
 def chosen_hosts(play: Play, inventory: Inventory, limit: str | Sequence[str] | None) -> list[Any]:
@@ -126,425 +95,318 @@ def is_chosen(task: Task, options: Options) -> bool:
     return picked and not (tags & options.skip_tags)
 
 
-@dataclass
-class _Host:
-    """One host within one play.
+class _Board:
+    """Puts what hosts tell, each at its own pace, into the order of the tasks.
 
-    :ivar failed_in: numbers of blocks whose ``block`` part failed here and are being rescued.
-    :ivar failing: it has failed for good; only ``always`` parts still run, then it drops out.
-    :ivar notified: names of handlers to run.
+    A task is shown when every host is past the ones before it, so the output reads as if all had waited.
     """
 
-    state: HostState
-    failed_in: set[int] = field(default_factory=set)
-    failing: frozenset[int] | None = None
-    notified: set[str] = field(default_factory=set)
-
-    def wants(self, task: Task) -> bool:
-        """Whether this task is on this host's way through the blocks."""
-        if not self.state.active:
-            return False
-        if self.failing is not None:
-            # After an unrescued failure: the always parts of the blocks it fell through.
-            return any(part == "always" and block.number in self.failing for block, part in task.inside)
-        for block, part in task.inside:
-            failed = block.number in self.failed_in
-            if (part == "block" and failed) or (part == "rescue" and not failed):
-                return False
-        return True
-
-    def fails(self, task: Task) -> Status:
-        """Notes a failure; ``rescued`` when a block takes care of it, else ``failed``."""
-        fallen = set(self.failing or ())
-        if self.failing is None:
-            for block, part in reversed(task.inside):
-                if part == "block" and block.rescues:
-                    self.failed_in.add(block.number)
-                    return "rescued"
-                if part != "always":
-                    fallen.add(block.number)
-        self.failing = frozenset(fallen)
-        return "failed"
-
-
-class Chain:
-    """One host's way through one task, from arguments to result; independent of all other hosts."""
-
     def __init__(
-        self, play: Play, options: Options, run: RunVariables, files: Sequence[Mapping[str, Any]], folder: Path
+        self, entries: Sequence[Entry], first: int, hosts: Sequence[str], show: Callable[[int, Any], None]
     ):
-        self._play, self._options, self._run = play, options, run
-        self._layers = (*reversed(files), play.vars)
-        self._folder = folder
+        self._next = first
+        self._end = len(entries)
+        self._past = dict.fromkeys(hosts, first)  # host -> it tells nothing more of positions below
+        self._waiting: dict[int, list[News]] = {}
+        self._show = show
 
-    def scope(self, state: HostState, task: Task) -> Scope:
-        """The variables of a host at a task."""
-        return Scope(self._run, state, (task.vars, *self._layers), where=task.where)
+    def take(self, news: News) -> None:
+        """Something came from a host."""
+        self._past[news.host] = max(self._past[news.host], news.position)
+        self._waiting.setdefault(news.position, []).append(news)
+        self._forward()
 
-    def run(self, session: Session, state: HostState, task: Task) -> TaskResult:
-        """Runs the task on one host.
+    def done(self, host: str) -> None:
+        """A host will tell nothing more."""
+        self._past[host] = self._end
+        self._forward()
 
-        :raises Unreachable: when the host is gone.
-        """
-        scope = self.scope(state, task)
-        items: list[ItemResult] = []
-        try:
-            hidden = self._flag(task.no_log, scope, task)
-        except LocatedError as error:
-            return self._finish(task, state, _failure(error), [], True, scope)
-        if task.loop is None:
-            return self._finish(task, state, self._once(session, state, task, scope), items, hidden, scope)
-        try:
-            values = template.render(task.loop.items, scope, task.where)
-            if not isinstance(values, list):
-                kind = type(values).__name__
-                raise where_of(task.loop.items, task.where).error(
-                    f"loop needs a list, and this is {values!r} ({kind})"
-                )
-        except LocatedError as error:
-            # As in Ansible, a loop that cannot be evaluated is no failure where `when` leaves it out.
-            skipped = self._skips(task, scope)
-            result = skipped if skipped is not None and not skipped.get("failed") else _failure(error)
-            return self._finish(task, state, result, [], hidden, scope)
-        for index, value in enumerate(values):
-            loop_vars = {task.loop.variable: value}
-            if task.loop.index:
-                loop_vars[task.loop.index] = index
-            inner = scope.with_item(loop_vars)
-            result = self._once(session, state, task, inner)
-            result.update({task.loop.variable: value, "ansible_loop_var": task.loop.variable})
-            if task.loop.index:
-                result[task.loop.index] = index
-            result.setdefault("failed", False)
-            items.append(ItemResult(self._label(task, inner, value, hidden), _status(result), result))
-        return self._finish(task, state, _loop_result(items), items, hidden, scope)
-
-    def _label(self, task: Task, scope: Scope, value: Any, hidden: bool) -> str:
-        if hidden:
-            return "(censored due to no_log)"
-        assert task.loop is not None
-        if task.loop.label is None:
-            return str(value)
-        try:
-            return str(template.render(task.loop.label, scope, task.where))
-        except LocatedError as error:
-            return str(error)
-
-    def _skips(self, task: Task, scope: Scope) -> dict[str, Any] | None:
-        """A skipped result when a condition does not hold, a failed one when it cannot be evaluated."""
-        for condition in task.when:
-            try:
-                if not template.holds(condition, scope, task.where):
-                    return {
-                        "changed": False,
-                        "skipped": True,
-                        "skip_reason": "Conditional result was False",
-                        "false_condition": condition,
-                        "msg": f"skipped, since not: {condition}",
-                    }
-            except LocatedError as error:
-                return _failure(error)
-        return None
-
-    def _once(self, session: Session, state: HostState, task: Task, scope: Scope) -> dict[str, Any]:
-        """One task, or one item of its loop; the result is registered under the task's name for conditions."""
-        skipped = self._skips(task, scope)
-        if skipped is not None:
-            return skipped
-        try:
-            args = self._arguments(task, scope)
-            check = self._options.check
-            if task.check_mode is not None:
-                check = self._flag(task.check_mode, scope, task)
-            if task.environment and task.module.name in ("command", "shell"):
-                args["environment"] = template.render(dict(task.environment), scope, task.where)
-            done = ACTIONS[task.module.name](args, Setting(scope, task.where, self._folder))
-            if isinstance(done, Call):
-                become = self._become(task, scope)
-                result = dict(
-                    session.call(done.operation, done.args, check=check, diff=self._options.diff, become=become)
-                )
-            else:
-                result = done
-        except (LocatedError, ActionFailed) as error:
-            return _failure(error)
-        result.setdefault("changed", False)
-        result.setdefault("failed", False)
-        self._take_facts(task, state, result)
-        return self._judge(task, scope, result)
-
-    def _take_facts(self, task: Task, state: HostState, result: dict[str, Any]) -> None:
-        facts = result.get("ansible_facts")
-        if not isinstance(facts, dict) or result["failed"]:
-            return
-        if task.module.name == "setup":
-            state.facts.update(facts)
-            result["ansible_facts"] = {f"ansible_{name}": value for name, value in facts.items()}
-        elif task.module.name == "set_fact":
-            state.results.update(facts)
-
-    def _judge(self, task: Task, scope: Scope, result: dict[str, Any]) -> dict[str, Any]:
-        """changed_when and failed_when over a result."""
-        if task.changed_when is None and task.failed_when is None:
-            return result
-        seen = scope.with_item({task.register: result}) if task.register else scope
-        try:
-            if task.changed_when is not None:
-                result["changed"] = all(template.holds(one, seen, task.where) for one in task.changed_when)
-                seen = seen.with_item({})
-            if task.failed_when is not None:
-                failed = all(template.holds(one, seen, task.where) for one in task.failed_when)
-                result["failed"] = result["failed_when_result"] = failed
-        except LocatedError as error:
-            result.update(_failure(error))
-        return result
-
-    def _arguments(self, task: Task, scope: Scope) -> dict[str, Any]:
-        if task.module.name == "assert":
-            # Its conditions are expressions, evaluated one by one, not templates.
-            rest = {key: value for key, value in task.args.items() if key != "that"}
-            return {**template.render(rest, scope, task.where), "that": task.args["that"]}
-        rendered: dict[str, Any] = template.render(dict(task.args), scope, task.where)
-        if task.module.open:
-            return rendered
-        for name, value in list(rendered.items()):
-            if value is None:
-                del rendered[name]
-                continue
-            try:
-                rendered[name] = coerce(task.module.arguments[name], value)
-            except ValueError as error:
-                where = where_of(task.args.get(name), task.where)
-                raise where.error(f"{task.module.name}: {name} {error}, not {value!r}") from None
-        return rendered
-
-    def _flag(self, value: Any, scope: Scope, task: Task) -> bool:
-        rendered = template.render(value, scope, task.where)
-        try:
-            return to_bool(rendered)
-        except ValueError as error:
-            raise where_of(value, task.where).error(f"this {error}, not {rendered!r}") from None
-
-    def _become(self, task: Task, scope: Scope) -> Become | None:
-        """The identity to take on; as in Ansible, the host's ansible_become* win over the playbook's words."""
-
-        def setting(*names: str) -> Any:
-            for name in names:
-                try:
-                    return scope.lookup(name)
-                except KeyError:
-                    continue
-            return None
-
-        wanted = setting("ansible_become")
-        if wanted is None:
-            wanted = task.become if task.become is not None else False
-        if not self._flag(wanted, scope, task):
-            return None
-        user = setting("ansible_become_user") or template.render(task.become_user, scope, task.where) or "root"
-        password = setting("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
-        return Become(
-            user=str(user),
-            method=str(setting("ansible_become_method") or task.become_method or "sudo"),
-            password=self._options.become_password if password is None else str(password),
-            exe=str(setting("ansible_become_exe") or "sudo"),
-        )
-
-    def _finish(
-        self,
-        task: Task,
-        state: HostState,
-        result: dict[str, Any],
-        items: list[ItemResult],
-        hidden: bool,
-        scope: Scope,
-    ) -> TaskResult:
-        """Registers the result and gives it its status."""
-        status = _status(result)
-        if status == "failed":
-            try:
-                if self._flag(task.ignore_errors, scope, task):
-                    status = "ignored"
-            except LocatedError as error:
-                result = _failure(error)
-        if task.register:
-            state.results[task.register] = result
-        shown: Mapping[str, Any] = result
-        if hidden:
-            shown = {"censored": CENSORED, "msg": CENSORED, **_flags(result)}
-            items = [
-                ItemResult(item.label, item.status, {"censored": CENSORED, **_flags(item.result)})
-                for item in items
-            ]
-        return TaskResult(state.host.name, task.title, task.module.full_name, status, shown, tuple(items))
-
-
-def _flags(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("changed", "failed", "skipped") if key in result}
-
-
-def _status(result: Mapping[str, Any]) -> Status:
-    if result.get("failed"):
-        return "failed"
-    if result.get("skipped"):
-        return "skipped"
-    return "changed" if result.get("changed") else "ok"
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    return {"changed": False, "failed": True, "msg": str(error)}
-
-
-def _loop_result(items: Sequence[ItemResult]) -> dict[str, Any]:
-    """What ``register`` stores for a loop, in Ansible's fields."""
-    results = [dict(item.result) for item in items]
-    result: dict[str, Any] = {
-        "results": results,
-        "changed": any(one.get("changed") for one in results),
-        "failed": any(one.get("failed") for one in results),
-        "msg": "All items completed",
-    }
-    if not items:
-        result.update(skipped=True, skipped_reason="No items in the list", msg="No items in the list")
-    elif all(one.get("skipped") for one in results):
-        result.update(skipped=True, msg="All items skipped")
-    elif result["failed"]:
-        result["msg"] = "One or more items failed"
-    return result
+    def _forward(self) -> None:
+        slowest = min(self._past.values())
+        while self._next <= slowest:
+            for news in self._waiting.pop(self._next, ()):
+                self._show(self._next, news)
+            if self._next == slowest:
+                return
+            self._next += 1
 
 
 class Runner:
-    """Drives plays over a fleet and keeps the score."""
+    """Drives plays over a fleet and keeps the score.
+
+    :param book: name of the playbook file; with a play's title, the name under which its handlers are kept.
+    """
 
     def __init__(
         self,
-        folder: Path,
+        book: str,
         fleet: Fleet,
         inventory: Inventory,
         extra: Mapping[str, Any],
         options: Options,
         reporter: Reporter,
     ) -> None:
-        self._folder, self._fleet, self._inventory = folder, fleet, inventory
+        self._book, self._fleet, self._inventory, self._extra = book, fleet, inventory, extra
         self._options, self._reporter = options, reporter
         self._states: dict[str, HostState] = {}
         self._recap = Recap()
-        magic = {
-            "playbook_dir": str(folder),
-            "ansible_check_mode": options.check,
-            "ansible_diff_mode": options.diff,
-        }
-        self._extra, self._magic = extra, magic
 
-    def run(self, plays: Sequence[tuple[Play, Mapping[str, Sequence[Mapping[str, Any]]]]]) -> Recap:
+    def run(self, plays: Sequence[Prepared]) -> Recap:
         """Runs plays in order.
 
-        :param plays: each with its ``vars_files``, read: host name -> mappings, weakest first.
+        :raises BadInput: when no task is called as ``--start-at-task`` says; nothing has been done then.
         """
-        for play, files in plays:
-            self._play(play, files)
+        # Facts stay: what a play gathers, later plays may use.
+        facts: list[frozenset[str] | None] = []
+        used: frozenset[str] | None = frozenset()
+        for one in reversed(plays):
+            used = None if used is None or one.facts is None else used | one.facts
+            facts.insert(0, used)
+        plays = [replace(one, facts=used) for one, used in zip(plays, facts, strict=True)]
+        for prepared, entries in zip(plays, self._programs(plays), strict=True):
+            if not self._play(prepared, entries):
+                break
         self._reporter.play_end(self._recap)
         return self._recap
 
-    def _play(self, play: Play, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        hosts = []
-        for host in chosen_hosts(play, self._inventory, self._options.limit):
-            state = self._states.setdefault(host.name, HostState(host))
+    def _programs(self, plays: Sequence[Prepared]) -> list[list[Entry]]:
+        """What each play does, entry by entry, after tags and ``--start-at-task``."""
+        wanted = self._options.start_at
+        names = [task.title for one in plays for task in one.play.tasks]
+        if wanted and not any(_is_called(name, wanted) for name in names):
+            listed = ", ".join(repr(name) for name in dict.fromkeys(names))
+            raise BadInput(f"--start-at-task: no task is called {wanted!r}; there are: {listed}")
+        programs, started = [], not wanted
+        for one in plays:
+            entries, started = _entries(one, self._options, started)
+            programs.append(entries)
+        return programs
+
+    def _play(self, prepared: Prepared, entries: list[Entry]) -> bool:
+        """One play, batch by batch; returns whether the next play may run."""
+        play = prepared.play
+        hosts = chosen_hosts(play, self._inventory, self._options.limit)
+        for host in hosts:
+            self._states.setdefault(host.name, HostState(host))
             self._recap.hosts.setdefault(host.name, HostRecap())
-            if state.active:
-                hosts.append(_Host(state))
-        names = [one.state.host.name for one in hosts]
-        self._reporter.play_start(play, names)
-        magic = {
-            **self._magic,
-            "ansible_play_hosts_all": names,
-            "ansible_play_hosts": names,
-            "ansible_play_batch": names,
+        magic: dict[str, Any] = {
+            "playbook_dir": str(play.folder),
+            "ansible_check_mode": self._options.check,
+            "ansible_diff_mode": self._options.diff,
+            "ansible_play_hosts_all": [host.name for host in hosts],
             "ansible_play_name": play.name,
         }
         run = RunVariables(self._inventory, self._states, self._extra, magic)
-        chains = {name: Chain(play, self._options, run, files.get(name, ()), self._folder) for name in names}
-        if play.gather_facts:
-            self._task(play, _gathering(play), hosts, chains, False)
-        for section in play.sections:
-            for task in section:
-                if task.module.name == "meta":
-                    if task.args["action"] == "flush_handlers":
-                        self._flush(play, hosts, chains)
-                elif is_chosen(task, self._options):
-                    self._task(play, task, hosts, chains, False)
-            self._flush(play, hosts, chains)
-        self._drop_failing(hosts)
+        if not hosts:
+            self._reporter.play_start(play, [])
+        for batch in self._batches(play, hosts, run):
+            left = [host for host in batch if self._states[host.name].active]
+            self._reporter.play_start(play, [host.name for host in left])
+            key = f"{self._book}: {play.title}"
+            walks = []
+            for host in left:
+                files = prepared.files.get(host.name, ())
+                chain = Chain(play, self._options, run, files, prepared.facts)
+                walks.append(Walk(self._states[host.name], chain, key))
+            self._through(play, entries, walks, magic)
+            for walk in walks:
+                walk.drop_if_failing()
+                if walk.notified and not walk.state.active:
+                    self._recap.pending[walk.state.host.name] = sorted(walk.notified)
+            # As in Ansible: when a whole batch is lost, what was to come after it does not happen.
+            if len(left) == len(batch) and not any(walk.state.active for walk in walks):
+                return False
+        return True
 
-    def _flush(self, play: Play, hosts: Sequence[_Host], chains: Mapping[str, Chain]) -> None:
-        """Runs the handlers that were notified, in the order in which the play lists them."""
-        self._drop_failing(hosts)
-        for handler in play.handlers:
-            wanted = {handler.name, *handler.listen}
-            notified = [host for host in hosts if host.notified & wanted]
-            if notified:
-                self._task(play, handler, notified, chains, True)
-        for host in hosts:
-            host.notified.clear()
+    def _batches(self, play: Play, hosts: list[Any], run: RunVariables) -> list[list[Any]]:
+        """The hosts in batches of ``serial``; the last size holds for all that remain."""
+        if not hosts:
+            return []
+        scope = Scope(run, HostState(hosts[0]), (play.vars,), where=play.where)
+        rendered = [template.render(one, scope, play.where) for one in play.serial]
+        flat = [one for size in rendered for one in (size if isinstance(size, list) else [size])]
+        sizes = [_batch_size(one, len(hosts), play) for one in flat] or [len(hosts)]
+        batches: list[list[Any]] = []
+        start = 0
+        while start < len(hosts):
+            size = sizes[min(len(batches), len(sizes) - 1)]
+            batches.append(hosts[start : start + size])
+            start += size
+        return batches
 
-    def _drop_failing(self, hosts: Sequence[_Host]) -> None:
-        for host in hosts:
-            if host.failing is not None:
-                host.state.failed = True
+    def _through(self, play: Play, entries: list[Entry], walks: list[Walk], magic: dict[str, Any]) -> None:
+        """All entries of a play for one batch: in stretches that need no host to wait for another."""
+        magic["ansible_play_batch"] = [walk.state.host.name for walk in walks]
+        position = 0
+        while position < len(entries):
+            end = position + 1
+            if not entries[position].barrier:
+                while end < len(entries) and not entries[end].barrier:
+                    end += 1
+            gone = {name for name, state in self._states.items() if not state.active}
+            gone |= {walk.state.host.name for walk in walks if walk.failing is not None}
+            magic["ansible_play_hosts"] = [name for name in magic["ansible_play_hosts_all"] if name not in gone]
+            magic["play_hosts"] = magic["ansible_play_batch"]
+            taking_part = [
+                walk for walk in walks if any(one.task and walk.takes(one) for one in entries[position:end])
+            ]
+            once = False
+            task = entries[position].task
+            if taking_part and end == position + 1 and task is not None and task.run_once is not False:
+                once = taking_part[0].chain.flag(task.run_once, taking_part[0].state, task)
+            self._stretch(play, entries, position, end, taking_part[:1] if once else taking_part, walks, once)
+            position = end
 
-    def _task(
-        self, play: Play, task: Task, hosts: Sequence[_Host], chains: Mapping[str, Chain], handler: bool
+    def _stretch(
+        self,
+        play: Play,
+        entries: list[Entry],
+        first: int,
+        end: int,
+        walks: list[Walk],
+        everyone: list[Walk],
+        once: bool,
     ) -> None:
-        """One task on all hosts that it is for; returns when each has an outcome."""
-        taking_part = {host.state.host.name: host for host in hosts if host.wants(task)}
-        if not taking_part:
+        """Entries that hosts go through each at its own pace; returns when all are through or out."""
+        if not walks:
             return
-        record = TaskRecord(play.title, task.title, task.module.full_name, task.register, handler)
-        self._recap.tasks.append(record)
-        first = next(iter(taking_part.values()))
-        self._reporter.task_start(
-            _title(task, chains[first.state.host.name].scope(first.state, task)), task, handler
-        )
+        if entries[first].barrier:
+            for walk in walks:
+                walk.prepare(entries[first])
+        records: dict[int, TaskRecord] = {}
+        failures: list[str] = []
+        by_name = {walk.state.host.name: walk for walk in walks}
 
-        def one(session: Session) -> TaskResult:
-            name = session.host.name
-            return chains[name].run(session, taking_part[name].state, task)
+        def show(position: int, news: News) -> None:
+            entry, result = entries[position], news.result
+            if result is None:
+                self._reporter.note(news.host, news.text)
+                return
+            assert entry.task is not None
+            handler = entry.kind == "handler"
+            if position not in records:
+                names = entry.task.module.full_name
+                records[position] = TaskRecord(play.title, entry.task.title, names, entry.task.register, handler)
+                self._recap.tasks.append(records[position])
+                self._reporter.task_start(result.task, entry.task, handler)
+            records[position].results[news.host] = result
+            self._recap.hosts[news.host].count(result)
+            if result.status in ("failed", "rescued", "unreachable"):
+                failures.append(news.host)
+            if result.status == "failed":
+                self._recap.reasons[news.host] = f"{result.task}: {_reason(result)}"
+            self._reporter.host_result(entry.task, result)
+
+        board = _Board(entries, first, list(by_name), show)
+
+        def one(session: Session, tell: Callable[[News], None]) -> None:
+            walk = by_name[session.host.name]
+            others = (
+                [other.state for other in everyone if other is not walk and other.state.active] if once else []
+            )
+            walk.run(session, entries, first, end, tell, others)
 
         def arrived(outcome: Outcome) -> None:
             name = outcome.host.name
-            result = self._settle(task, taking_part[name], outcome, chains[name])
-            record.results[name] = result
-            self._recap.hosts[name].count(result)
-            self._reporter.host_result(task, result)
+            if outcome.status != "ok":
+                board.take(self._lost(by_name[name], outcome, entries, first, end))
+            board.done(name)
 
-        self._fleet.run(one, [host.state.host for host in taking_part.values()], on_outcome=arrived)
-        ordered = {name: record.results[name] for name in taking_part}
-        record.results.clear()
-        record.results.update(ordered)
+        self._fleet.run(one, [walk.state.host for walk in walks], on_outcome=arrived, on_news=board.take)
+        for record in records.values():
+            ordered = {name: record.results[name] for name in by_name if name in record.results}
+            record.results.clear()
+            record.results.update(ordered)
+        task = entries[first].task
+        if failures and task is not None and entries[first].barrier:
+            self._fail_all(play, task, everyone, failures, once)
 
-    def _settle(self, task: Task, host: _Host, outcome: Outcome, chain: Chain) -> TaskResult:
-        """What an outcome means for the host's part in the play."""
-        name = host.state.host.name
-        if outcome.status != "ok":
-            status: Status = "unreachable" if outcome.status == "unreachable" else "failed"
-            message = outcome.error or f"{name}: {status}"
-            fields = {"changed": False, status: True, "msg": message}
-            if status == "unreachable":
-                host.state.unreachable = True
-            else:
-                host.state.failed = True
-            self._recap.reasons[name] = message
-            return TaskResult(name, task.title, task.module.full_name, status, fields)
-        result: TaskResult = outcome.value
-        if result.status == "failed":
-            status = host.fails(task)
-            if status == "failed":
-                self._recap.reasons[name] = f"{task.title}: {_reason(result)}"
-            result = TaskResult(name, result.task, result.module, status, result.result, result.items)
-        elif result.status in ("changed", "ignored") and result.changed and task.notify:
-            scope = chain.scope(host.state, task)
-            host.notified.update(str(template.render(one, scope, task.where)) for one in task.notify)
-        return result
+    def _fail_all(self, play: Play, task: Task, walks: list[Walk], failures: list[str], once: bool) -> None:
+        """any_errors_fatal, and run_once, where one host's failure is everyone's."""
+        left = [walk for walk in walks if walk.state.active and walk.state.host.name not in failures]
+        if not left or task.ignore_errors is True:
+            return
+        fatal = once
+        for flag in (task.any_errors_fatal, play.any_errors_fatal):
+            fatal = fatal or (flag is not False and left[0].chain.flag(flag, left[0].state, task))
+        if fatal:
+            for walk in left:
+                if walk.fails(task) == "failed":
+                    name = walk.state.host.name
+                    self._recap.reasons[name] = f"stopped, since '{task.title}' failed on {', '.join(failures)}"
+
+    def _lost(self, walk: Walk, outcome: Outcome, entries: list[Entry], first: int, end: int) -> News:
+        """What it means that a host gave no answer: unreachable, or reached and no agent there."""
+        status: Status = "unreachable" if outcome.status == "unreachable" else "failed"
+        message = outcome.error or status
+        position = max(first, walk.at)
+        while position < end - 1 and not (entries[position].task and walk.takes(entries[position])):
+            position += 1
+        task = entries[position].task
+        if status == "unreachable":
+            walk.state.unreachable = True
+        else:
+            walk.state.failed = True
+        name = walk.state.host.name
+        self._recap.reasons[name] = message
+        fields = {"changed": False, status: True, "msg": message}
+        if task is None:  # while handlers were looked up: nothing of the playbook's own was under way
+            self._recap.hosts[name].unreachable += status == "unreachable"
+            self._recap.hosts[name].failed += status == "failed"
+            return News(name, position, text=f"{status}: {message}")
+        result = TaskResult(name, task.title, task.module.full_name, status, fields)
+        return News(name, position, result)
+
+
+def _entries(prepared: Prepared, options: Options, started: bool) -> tuple[list[Entry], bool]:
+    """What a play does, in order, and whether ``--start-at-task`` has been found."""
+    play = prepared.play
+    all_wait = bool(play.strategy or play.serial) or play.any_errors_fatal is not False
+    entries: list[Entry] = []
+
+    def add(kind: Literal["task", "handler"], task: Task) -> None:
+        waits = all_wait or task.number in prepared.barriers
+        waits = waits or task.run_once is not False or task.any_errors_fatal is not False
+        entries.append(Entry(kind, task, barrier=waits))
+
+    def flush(last: bool = False) -> None:
+        if play.handlers:
+            entries.append(Entry("flush", last=last))
+            for handler in play.handlers:
+                add("handler", handler)
+            entries.append(Entry("flushed"))
+
+    if play.gather_facts:
+        entries.append(Entry("task", _gathering(play, prepared.facts)))
+    if play.handlers:
+        entries.append(Entry("recall"))
+    for number, section in enumerate(play.sections, 1):
+        for task in section:
+            started = started or _is_called(task.title, options.start_at)
+            if task.module.name == "meta":
+                if task.args["action"] == "flush_handlers" and started:
+                    flush()
+            elif started and is_chosen(task, options):
+                add("task", task)
+        flush(last=number == len(play.sections))
+    return entries, started
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    """Whether ``--start-at-task`` means this task: its name, or a glob of it."""
+    return name == wanted or fnmatch.fnmatchcase(name, wanted)
+
+
+def _batch_size(size: Any, hosts: int, play: Play) -> int:
+    """A ``serial`` as a number of hosts: 3, "3", "30%" (at least one host); 0 and less: all."""
+    text = str(size).strip()
+    try:
+        if text.endswith("%"):
+            return int(float(text[:-1]) / 100 * hosts) or 1
+        number = int(text)
+    except ValueError:
+        raise play.where.error(f"serial must be a number of hosts or a percentage, not {size!r}") from None
+    return number if number > 0 else hosts
 
 
 def _reason(result: TaskResult) -> str:
@@ -559,22 +421,16 @@ def _reason(result: TaskResult) -> str:
     return reason
 
 
-def _title(task: Task, scope: Scope) -> str:
-    """The name with its variables, or as written where they have no value on the first host."""
-    try:
-        return str(template.render(task.name, scope, task.where)) or task.module.full_name
-    except LocatedError:
-        return task.title
-
-
-def _gathering(play: Play) -> Task:
+def _gathering(play: Play, facts: frozenset[str] | None) -> Task:
+    wanted = {} if facts is None else {"filter": sorted(facts)}
     return Task(
         name="Gathering Facts",
         module=MODULES["setup"],
-        args={"gather_subset": list(play.gather_subset)},
+        args={"gather_subset": list(play.gather_subset), **wanted},
         where=play.where,
         become=play.become,
         become_user=play.become_user,
         become_method=play.become_method,
         tags=frozenset(("always",)),
+        number=GATHERING,
     )

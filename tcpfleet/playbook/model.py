@@ -5,8 +5,9 @@ Everything here is plain immutable data. Strings that hold Jinja are still unren
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from tcpfleet.playbook.catalogue import Module
@@ -46,6 +47,10 @@ class Task:
     """One task with everything it inherits from its blocks and play already merged in.
 
     :ivar when, changed_when, failed_when: conditions, all of which must hold; None where not given.
+    :ivar until: conditions that end a retry loop; ``retries`` and ``delay`` (seconds) as in Ansible, whose
+        defaults 3 and 5 apply where they are None.
+    :ivar run_once, any_errors_fatal: flags, possibly templates.
+    :ivar number: unique within the playbook, ascending in the order of the files.
     :ivar inside: enclosing blocks, outermost first, each with the part that the task stands in.
     :ivar listen: for a handler: the topics it answers to beside its name.
     """
@@ -61,6 +66,11 @@ class Task:
     changed_when: tuple[Any, ...] | None = None
     failed_when: tuple[Any, ...] | None = None
     ignore_errors: Any = False
+    until: tuple[Any, ...] | None = None
+    retries: Any = None
+    delay: Any = None
+    run_once: Any = False
+    any_errors_fatal: Any = False
     notify: tuple[str, ...] = ()
     listen: tuple[str, ...] = ()
     become: Any = None
@@ -71,6 +81,7 @@ class Task:
     environment: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
     inside: tuple[tuple[Block, Part], ...] = ()
+    number: int = 0
 
     @property
     def title(self) -> str:
@@ -84,6 +95,10 @@ class Play:
 
     :ivar sections: ``pre_tasks``, ``tasks``, ``post_tasks``: handlers are flushed after each.
     :ivar vars_files: paths as written, possibly with Jinja in them.
+    :ivar serial: sizes of batches of hosts, numbers or percentages; empty: all hosts at once.
+    :ivar strategy: ``linear`` when the play says so: then every task is a barrier; else ''.
+    :ivar gather_when: conditions of the import_playbook that brought it in; gathering facts depends on them too.
+    :ivar folder: ``playbook_dir``, absolute: where the file of the play is.
     """
 
     name: str
@@ -101,6 +116,11 @@ class Play:
     become_method: Any = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+    serial: tuple[Any, ...] = ()
+    any_errors_fatal: Any = False
+    strategy: str = ""
+    gather_when: tuple[Any, ...] = ()
+    folder: Path = Path()
 
     @property
     def title(self) -> str:
@@ -111,3 +131,19 @@ class Play:
     def tasks(self) -> tuple[Task, ...]:
         """All tasks in order, handlers not included."""
         return tuple(task for section in self.sections for task in section)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A play together with what is known of it once its hosts are: made by `Playbook.prepare`.
+
+    :ivar files: its ``vars_files``, read: host name -> mappings, weakest first.
+    :ivar facts: names of the facts it uses, without ``ansible_``; None: it may use any.
+    :ivar barriers: numbers of tasks that all hosts must come to before one runs it, since it looks at what
+        other hosts have (hostvars of others, ansible_play_hosts).
+    """
+
+    play: Play
+    files: Mapping[str, Sequence[Mapping[str, Any]]]
+    facts: frozenset[str] | None = None
+    barriers: frozenset[int] = frozenset()

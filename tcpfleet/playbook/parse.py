@@ -1,13 +1,13 @@
 """Playbook files to records: everything that can be wrong in a file is found here, before any host is touched.
 
-In: a path. Out: `model.Play`s with inheritance from play and blocks already done. All mistakes of the file
-are reported together as ``file:line:column: what is wrong; what is allowed``.
+In: a path. Out: `Parsed`: `model.Play`s with inheritance from play and blocks already done and imports followed,
+and all mistakes of all files as ``file:line:column: what is wrong; what is allowed``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,32 +16,58 @@ from typing import Any
 import yaml
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import template
-from tcpfleet.playbook.catalogue import MODULES, Module, coerce, short_names, suggest, to_bool
+from tcpfleet.playbook import outside, template
+from tcpfleet.playbook.arguments import ArgumentReader
+from tcpfleet.playbook.catalogue import MODULES, short_names, suggest
 from tcpfleet.playbook.model import Block, Loop, Part, Play, Task
-from tcpfleet.playbook.source import Problems, Text, Where, compose, construct, place, where_of
+from tcpfleet.playbook.nodes import Fields, Reader
+from tcpfleet.playbook.source import Problems, Where, compose, pairs, place, where_of
 
 _BECOME = ("become", "become_user", "become_method")
-_PLAY_KEYS = (
-    "name", "hosts", "gather_facts", "gather_subset", "vars", "vars_files", *_BECOME, "environment", "tags",
-    "pre_tasks", "tasks", "post_tasks", "handlers",
+# What plays, blocks and imports may say and the tasks in them inherit.
+_INHERITED_KEYS = (
+    "vars", *_BECOME, "check_mode", "no_log", "ignore_errors", "run_once", "any_errors_fatal", "environment",
+    "tags",
 )  # fmt: skip
-# What blocks may say and the tasks in them inherit.
-_SHARED_KEYS = ("name", "when", "vars", *_BECOME, "check_mode", "no_log", "ignore_errors", "environment", "tags")
+_SECTIONS = ("pre_tasks", "tasks", "post_tasks")
+_PLAY_KEYS = (
+    "name", "hosts", "gather_facts", "gather_subset", "vars_files", "serial", "strategy", *_INHERITED_KEYS,
+    *_SECTIONS, "handlers",
+)  # fmt: skip
+_IMPORT_PLAYBOOK = ("import_playbook", "ansible.builtin.import_playbook", "ansible.legacy.import_playbook")
+_IMPORT_PLAYBOOK_KEYS = ("name", "vars", "when", "tags")
+_SHARED_KEYS = ("name", "when", *_INHERITED_KEYS)
 _BLOCK_KEYS = (*_SHARED_KEYS, "block", "rescue", "always")
+_IMPORT_TASKS = ("import_tasks", "ansible.builtin.import_tasks", "ansible.legacy.import_tasks")
 _TASK_KEYS = (
-    *_SHARED_KEYS, "args", "loop", "loop_control", "register", "changed_when", "failed_when", "notify",
+    *_SHARED_KEYS, "args", "loop", "loop_control", "register", "changed_when", "failed_when", "until", "retries",
+    "delay", "notify",
 )  # fmt: skip
 _HANDLER_KEYS = (*_TASK_KEYS, "listen")
 _LOOP_KEYS = ("loop_var", "index_var", "label")
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-# Words of a command line that are options of the module, not part of the command.
-_COMMAND_OPTIONS = ("chdir", "creates", "removes", "executable", "stdin", "stdin_add_newline", "strip_empty_ends")
+_FACT_SUBSETS = ("all", "min", "hardware", "network", "virtual", "tcpfleet")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a playbook file and all it imports say.
+
+    :ivar plays: as far as they could be read.
+    :ivar problems: every mistake; empty when there is none.
+    :ivar given: names that tasks which could not be read would register.
+    """
+
+    plays: tuple[Play, ...]
+    problems: tuple[LocatedError, ...] = ()
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Inherited:
-    """What a task gets from its play and blocks."""
+    """What a task gets from its play, blocks and imports.
+
+    :ivar files: the files it stands in: the playbook, then each import_tasks on the way.
+    """
 
     when: tuple[Any, ...] = ()
     vars: Mapping[str, Any] = field(default_factory=dict)
@@ -51,214 +77,216 @@ class _Inherited:
     check_mode: Any = None
     no_log: Any = False
     ignore_errors: Any = False
+    run_once: Any = False
+    any_errors_fatal: Any = False
     environment: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
     inside: tuple[tuple[Block, Part], ...] = ()
+    files: tuple[Path, ...] = ()
 
 
-def parse(path: Path) -> tuple[Play, ...]:
-    """The plays of a playbook file.
+@dataclass(frozen=True)
+class _Outer:
+    """What a play gets from the import_playbook that brings it in.
 
-    :raises PlaybookErrors: with every mistake found, each with file, line and column.
+    :ivar files: the playbook, then each import_playbook on the way to this play's file.
+    """
+
+    files: tuple[Path, ...]
+    vars: Mapping[str, Any] = field(default_factory=dict)
+    when: tuple[Any, ...] = ()
+    tags: frozenset[str] = frozenset()
+
+
+def parse(path: Path, extra: Mapping[str, Any] | None = None) -> Parsed:
+    """Reads a playbook file and everything it imports.
+
+    :param extra: ``-e`` variables, which names of imported files may use.
     """
     problems = Problems()
-    plays: list[Play] = []
+    parser = _Parser(problems, extra or {})
+    plays = parser.playbook(path, str(path), _Outer((path.resolve(),)))
+    return Parsed(tuple(plays), tuple(problems.errors), frozenset(parser.given))
+
+
+def read_vars(path: Path, problems: Problems | None = None) -> dict[str, Any]:
+    """A file of variables: a YAML mapping; an empty file is an empty mapping.
+
+    :param problems: takes what is wrong in the file, so that the rest of it can be used.
+    :raises PlaybookErrors: with all that is wrong in it, when there is no `problems`.
+    """
+    found = Problems()
+    values: dict[str, Any] = {}
     try:
-        root = compose(path)
-        if root is None:
-            raise LocatedError(
-                "is empty: a playbook is a list of plays, each with hosts and tasks", str(path), 1, 1
-            )
-        if not isinstance(root, yaml.SequenceNode):
-            raise place(root).error("a playbook is a list of plays: begin with `- hosts: PATTERN`")
-        for node in root.value:
-            play = _Parser(problems).play(node)
-            if play is not None:
-                plays.append(play)
+        node = compose(path)
+        if isinstance(node, yaml.MappingNode):
+            values = Reader(found).variables(node)
+        elif node is not None:
+            found.add(place(node), "a file of variables is a mapping of names to values")
     except LocatedError as error:
-        problems.errors.append(error)
-    problems.raise_if_any()
-    return tuple(plays)
-
-
-def read_vars(path: Path) -> dict[str, Any]:
-    """A file of variables: a YAML mapping.
-
-    :raises LocatedError: when it is none; an empty file is an empty mapping.
-    """
-    node = compose(path)
-    if node is None:
-        return {}
-    if not isinstance(node, yaml.MappingNode):
-        raise place(node).error("a file of variables is a mapping of names to values")
-    problems = Problems()
-    values = _Parser(problems).variables(node)
-    problems.raise_if_any()
+        found.errors.append(error)
+    if problems is None:
+        found.raise_if_any()
+    else:
+        problems.errors.extend(found.errors)
     return values
 
 
-class _Parser:
-    """Walks the YAML nodes of one play."""
+def shown(path: Path) -> Path:
+    """A path as a user would write it: relative where it is below the current folder."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self._numbers = count(1)
 
-    # ---- small tools
+class Known:
+    """The few names whose values are known when files are read: -e, and what the playbook itself says."""
 
-    def fields(self, node: yaml.Node, allowed: Iterable[str], what: str) -> dict[str, tuple[Where, yaml.Node]]:
-        """Key -> (place of the key, value node) of a mapping; unknown and doubled keys become problems."""
-        found = self.any_fields(node, what)
-        for key in [key for key in found if key not in allowed]:
-            hint = suggest(key, allowed)
-            listed = ", ".join(allowed)
-            self.problems.add(found.pop(key)[0], f"unknown key '{key}' in {what}{hint}; allowed: {listed}")
-        return found
+    def __init__(self, layers: Sequence[Mapping[str, Any]], where: Where) -> None:
+        self._layers, self._where = layers, where
+        self.folders = [Path(where.file).resolve().parent]
+        self._open: list[str] = []
 
-    def any_fields(self, node: yaml.Node, what: str) -> dict[str, tuple[Where, yaml.Node]]:
-        """Key -> (place of the key, value node) of a mapping, whatever the keys."""
-        if not isinstance(node, yaml.MappingNode):
-            self.problems.add(place(node), f"{what} must be a mapping")
-            return {}
-        found: dict[str, tuple[Where, yaml.Node]] = {}
-        for key_node, value in node.value:
-            where = place(key_node)
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.add(where, f"a key of {what} must be a word")
-            elif key_node.tag == "tag:yaml.org,2002:merge":
-                self.problems.add(where, f"`<<` is not supported in {what}, only inside of vars")
-            elif key_node.value in found:
-                first = found[key_node.value][0].line
-                self.problems.add(where, f"'{key_node.value}' is given twice, first in line {first}")
-            else:
-                found[key_node.value] = (where, value)
-        return found
+    def lookup(self, name: str) -> Any:
+        """A value. :raises KeyError: when it is not known yet.
 
-    def items(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        """The items of a list; nothing at all counts as none, as in Ansible."""
-        if isinstance(node, yaml.SequenceNode):
-            return list(node.value)
-        if not (isinstance(node, yaml.ScalarNode) and node.value in ("", "~", "null")):
-            self.problems.add(place(node), f"{what} must be a list")
-        return []
-
-    def value(self, node: yaml.Node) -> Any:
-        """The value of a node with every template in it compiled once, so that bad ones are found now."""
+        :raises LocatedError: when it is made of what is not known, or of itself.
+        """
+        value = next((layer[name] for layer in self._layers if name in layer), None)
+        if value is None and not any(name in layer for layer in self._layers):
+            raise KeyError(name)
+        if name in self._open:
+            raise where_of(value, self._where).error(f"the variable '{name}' is made of itself")
+        self._open.append(name)
         try:
-            value = construct(node)
+            return template.render(value, self, self._where)
+        finally:
+            self._open.pop()
+
+
+class _Parser(ArgumentReader):
+    """Walks the YAML nodes of a playbook and of what it imports.
+
+    :ivar given: names that tasks with mistakes would register.
+    """
+
+    def __init__(self, problems: Problems, extra: Mapping[str, Any]) -> None:
+        super().__init__(problems)
+        self.given: set[str] = set()
+        self._extra = extra
+        self._blocks, self._numbers = count(1), count(1)
+        self._play_vars: Mapping[str, Any] = {}
+        self._handler_names: set[str] = set()
+
+    # ---- files
+
+    def playbook(self, path: Path, name: str, outer: _Outer) -> list[Play]:
+        """The plays of a file.
+
+        :param name: how errors name the file.
+        """
+        plays: list[Play] = []
+        try:
+            root = compose(path, name)
+            if root is None:
+                raise Where(name, 1, 1).error("is empty: a playbook is a list of plays, each with hosts and tasks")
+            if not isinstance(root, yaml.SequenceNode):
+                raise place(root).error("a playbook is a list of plays: begin with `- hosts: PATTERN`")
+            for node in root.value:
+                plays.extend(self._play_or_import(node, outer))
         except LocatedError as error:
             self.problems.errors.append(error)
+        return plays
+
+    def _play_or_import(self, node: yaml.Node, outer: _Outer) -> Iterator[Play]:
+        if not isinstance(node, yaml.MappingNode):
+            self.problems.add(place(node), "a play is a mapping with hosts and tasks")
+            return
+        keys = [key.value for key, _value in pairs(node) if isinstance(key, yaml.ScalarNode)]
+        how = next((key for key in keys if key in _IMPORT_PLAYBOOK), None)
+        if how is not None:
+            yield from self._import_playbook(node, how, outer)
+        elif "include" in keys:
+            self.problems.add(place(node), "include is gone from Ansible: use import_playbook")
+        else:
+            yield self._play(node, outer)
+
+    def _import_playbook(self, node: yaml.MappingNode, how: str, outer: _Outer) -> Iterator[Play]:
+        found = self.fields(node, (how, *_IMPORT_PLAYBOOK_KEYS), "import_playbook")
+        own = self.variables(found["vars"][1]) if "vars" in found else {}
+        path = self._imported(found[how][1], "import_playbook", outer.files, (outer.vars, own), stop_at=1)
+        when = self.conditions(found["when"][1], "when") if "when" in found else ()
+        tags = self._tags(found["tags"][1]) if "tags" in found else frozenset()
+        if path is not None:
+            inner = _Outer(
+                (*outer.files, path.resolve()), {**own, **outer.vars}, outer.when + when, outer.tags | tags
+            )
+            yield from self.playbook(path, str(shown(path)), inner)
+
+    def _imported(
+        self,
+        node: yaml.Node,
+        what: str,
+        files: Sequence[Path],
+        layers: Sequence[Mapping[str, Any]],
+        stop_at: int | None = None,
+    ) -> Path | None:
+        """The file that an import names, searched beside the importing file, then beside the playbook.
+
+        :param files: the chain of files so far, innermost last.
+        :param layers: variables that its name may use beside -e, strongest first.
+        :param stop_at: 1: only beside the importing file.
+        """
+        name = self.text(node, what)
+        if not name:
             return None
-        self._check_templates(value, place(node))
-        return value
-
-    def _check_templates(self, value: Any, where: Where) -> None:
-        if isinstance(value, str) and template.is_template(value):
-            try:
-                template.check_syntax(value, where_of(value, where))
-            except LocatedError as error:
-                self.problems.errors.append(error)
-        elif isinstance(value, dict):
-            for key, one in value.items():
-                self._check_templates(key, where)
-                self._check_templates(one, where_of(key, where))
-        elif isinstance(value, list):
-            for one in value:
-                self._check_templates(one, where)
-
-    def text(self, node: yaml.Node, what: str) -> str:
-        """Plain text; numbers and the like become text."""
-        value = self.value(node)
-        if isinstance(value, (dict, list)) or value is None:
-            self.problems.add(place(node), f"{what} must be text")
-            return ""
-        return value if isinstance(value, str) else str(value)
-
-    def flag(self, node: yaml.Node, what: str) -> Any:
-        """true, false, or a template that renders to one."""
-        value = self.value(node)
-        if template.is_template(value):
-            return value
+        where = place(node)
+        folder = {"playbook_dir": str(files[0].parent)}
         try:
-            return to_bool(value)
-        except ValueError as error:
-            self.problems.add(place(node), f"{what} {error}")
-            return False
-
-    def name(self, node: yaml.Node, what: str) -> str:
-        """The name of a variable."""
-        value = self.text(node, what)
-        if value and not _NAME.match(value):
-            self.problems.add(place(node), f"{what} must be a variable name (letters, digits, _), not '{value}'")
-        return value
-
-    def words(self, node: yaml.Node, what: str) -> tuple[str, ...]:
-        """One text or a list of texts."""
-        if isinstance(node, yaml.SequenceNode):
-            return tuple(self.text(one, what) for one in node.value)
-        return (self.text(node, what),) if self.value(node) is not None else ()
-
-    def conditions(self, node: yaml.Node, what: str) -> tuple[Any, ...]:
-        """One expression or a list of them, all of which must hold."""
-        found = []
-        for one in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            try:
-                value = construct(one)
-            except LocatedError as error:
-                self.problems.errors.append(error)
-                continue
-            if template.is_template(value):
-                self.problems.add(place(one), f"{what} is an expression already: write it without {{{{ }}}}")
-            elif isinstance(value, str):
-                try:
-                    template.check_syntax(value, place(one), condition=True)
-                except LocatedError as error:
-                    self.problems.errors.append(error)
-            elif not isinstance(value, bool):
-                self.problems.add(place(one), f"{what} must be an expression, true or false")
-                continue
-            found.append(value)
-        return tuple(found)
-
-    def variables(self, node: yaml.Node) -> dict[str, Any]:
-        """A mapping of variable names to values."""
-        value = self.value(node)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.problems.add(place(node), "vars must be a mapping of names to values")
-            return {}
-        for key in value:
-            if not isinstance(key, str) or not _NAME.match(key):
-                where = where_of(key, place(node))
-                self.problems.add(where, f"'{key}' is no variable name (letters, digits, _)")
-        return value
+            name = str(template.render(name, Known((self._extra, folder, *layers), where), where))
+        except LocatedError as error:
+            message = f"{error.message}; the file of {what} can depend on -e and the playbook's own vars only"
+            self.problems.errors.append(LocatedError(message, error.file, error.line, error.column))
+            return None
+        folders = list(dict.fromkeys((files[-1].parent, files[0].parent)))[:stop_at]
+        places = [folder / name for folder in folders]
+        path = next((one for one in places if one.is_file()), None)
+        if path is None:
+            beside = sorted(one.name for one in places[0].parent.glob("*.y*ml")) if places else []
+            listed = f"; there are: {', '.join(beside)}" if beside else ""
+            self.problems.add(where, f"{what}: there is no file {shown(places[0])}{listed}")
+            return None
+        if path.resolve() in files:
+            chain = " -> ".join(str(shown(one)) for one in [*files[files.index(path.resolve()) :], path])
+            self.problems.add(where, f"{what}: a file cannot import itself: {chain}")
+            return None
+        return Path(os.path.normpath(path))
 
     # ---- plays
 
-    def play(self, node: yaml.Node) -> Play | None:
-        """One play, or None when it is no mapping."""
-        if not isinstance(node, yaml.MappingNode):
-            self.problems.add(place(node), "a play is a mapping with hosts and tasks")
-            return None
+    def _play(self, node: yaml.MappingNode, outer: _Outer) -> Play:
+        """One play; what could not be read of it is left out, and noted as a problem."""
         where = place(node)
-        found = self.fields(node, _PLAY_KEYS, "a play")
+        found = self._supported(node, _PLAY_KEYS, "a play", outside.PLAY_KEYS)
         if "hosts" not in found:
             self.problems.add(where, "a play needs hosts: a host pattern such as all, a group, or a host")
-            hosts, hosts_where = "", where
+            hosts, hosts_where = "all", where  # so that the rest can be checked
         else:
             hosts_where = place(found["hosts"][1])
             hosts = ",".join(self.words(found["hosts"][1], "hosts"))
-        common = self._inherit(found, _Inherited())
-        handlers = self.tasks(found, "handlers", _Inherited(), handlers=True)
-        self._handler_names = {name for one in handlers for name in (one.name, *one.listen)}
+        common = self._inherit(found, _Inherited(files=(outer.files[-1],)))
+        common = replace(common, tags=common.tags | outer.tags)
+        play_vars = {**common.vars, **outer.vars}
+        self._play_vars = play_vars
         inherited = replace(common, vars={})  # play vars have a layer of their own, below vars_files
-        sections = tuple(
-            tuple(self.tasks(found, section, inherited)) for section in ("pre_tasks", "tasks", "post_tasks")
-        )
-        handlers = [self._adopt(one, common) for one in handlers]
-        for one in [*(task for section in sections for task in section), *handlers]:
-            self._check_notify(one)
+        self._handler_names = set()
+        conditional = replace(inherited, when=outer.when)
+        sections = tuple(tuple(self._tasks(found, section, conditional)) for section in _SECTIONS)
+        handlers = self._tasks(found, "handlers", inherited, handlers=True)
+        self._handler_names |= {name for one in handlers for name in (one.name, *one.listen)}
+        for task in [*(task for section in sections for task in section), *handlers]:
+            self._check_notify(task)
         return Play(
             name=self.text(found["name"][1], "name") if "name" in found else "",
             hosts=hosts,
@@ -266,41 +294,115 @@ class _Parser:
             hosts_where=hosts_where,
             sections=sections,
             handlers=tuple(handlers),
-            gather_facts=bool(self.flag(found["gather_facts"][1], "gather_facts"))
-            if "gather_facts" in found
-            else True,
+            gather_facts=self._gather_facts(found),
+            gather_when=outer.when,
             gather_subset=self._subset(found),
-            vars=common.vars,
-            vars_files=self.words(found["vars_files"][1], "vars_files") if "vars_files" in found else (),
+            vars=play_vars,
+            vars_files=self._vars_files(found),
             become=common.become,
             become_user=common.become_user,
             become_method=common.become_method,
             environment=common.environment,
             tags=common.tags,
+            serial=self._serial(found),
+            any_errors_fatal=common.any_errors_fatal,
+            strategy=self._strategy(found),
+            folder=outer.files[-1].parent,
         )
 
-    def _adopt(self, handler: Task, common: _Inherited) -> Task:
-        """A handler with what it inherits from its play."""
-        return replace(
-            handler,
-            become=common.become if handler.become is None else handler.become,
-            become_user=common.become_user if handler.become_user is None else handler.become_user,
-            become_method=common.become_method if handler.become_method is None else handler.become_method,
-            environment={**common.environment, **handler.environment},
-        )
+    def _supported(
+        self, node: yaml.MappingNode, allowed: Sequence[str], what: str, advice: Mapping[str, str]
+    ) -> Fields:
+        """As `fields`; a key that only Ansible has is told apart from one that nobody has."""
+        found = self.any_fields(node, what)
+        for key in [key for key in found if key not in allowed]:
+            self.problems.add(found.pop(key)[0], _unknown_key(key, what, allowed, advice))
+        return found
 
-    def _subset(self, found: Mapping[str, tuple[Where, yaml.Node]]) -> tuple[str, ...]:
+    def _early(self, node: yaml.Node, what: str) -> Any:
+        """A value that must be known before hosts are: rendered with -e and the play's own vars."""
+        value = self.value(node)
+        where = place(node)
+        try:
+            return template.render(value, Known((self._extra, self._play_vars), where), where)
+        except LocatedError as error:
+            if template.is_template(value) and not self._broken(value, where):
+                message = f"{error.message}; {what} can depend on -e and the play's own vars only"
+                self.problems.errors.append(LocatedError(message, error.file, error.line, error.column))
+            return None
+
+    @staticmethod
+    def _broken(value: str, where: Where) -> bool:
+        """Whether a template does not even compile, which `value` has reported."""
+        try:
+            template.check_syntax(value, where)
+        except LocatedError:
+            return True
+        return False
+
+    def _gather_facts(self, found: Fields) -> bool:
+        if "gather_facts" not in found:
+            return True
+        node = found["gather_facts"][1]
+        value = self._early(node, "gather_facts")
+        return True if value is None else bool(self.to_flag(value, node, "gather_facts"))
+
+    def _vars_files(self, found: Fields) -> tuple[str, ...]:
+        if "vars_files" not in found:
+            return ()
+        node = found["vars_files"][1]
+        for one in node.value if isinstance(node, yaml.SequenceNode) else []:
+            if isinstance(one, yaml.SequenceNode):
+                message = "vars_files takes one name each, no lists of which the first that exists counts"
+                self.problems.add(place(one), f"{message}; use a variable in the name")
+                return ()
+        return self.words(node, "vars_files")
+
+    def _serial(self, found: Fields) -> tuple[int | str, ...]:
+        """Batch sizes: whole numbers, or text such as ``30%``."""
+        if "serial" not in found:
+            return ()
+        node = found["serial"][1]
+        value = self._early(node, "serial")
+        sizes: list[int | str] = []
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            text = str(one).strip()
+            number = text.removesuffix("%")
+            if isinstance(one, (bool, float)) or not number.isascii() or not number.isdigit():
+                message = "serial must be a number of hosts, a percentage such as '30%', or a list of these"
+                self.problems.add(where_of(one, place(node)), f"{message}, not {one!r}")
+            elif text.endswith("%"):
+                sizes.append(text)
+            else:
+                sizes.append(int(text))
+        return tuple(sizes)
+
+    def _strategy(self, found: Fields) -> str:
+        if "strategy" not in found:
+            return ""
+        node = found["strategy"][1]
+        value = self.text(node, "strategy").removeprefix("ansible.builtin.")
+        if value == "linear":
+            return value
+        otherwise = "each host goes on its own, or with `linear` all wait at every task"
+        advice = outside.STRATEGIES.get(value, otherwise)
+        self.problems.add(place(node), f"strategy: only linear is supported, not '{value}'; {advice}")
+        return ""
+
+    def _subset(self, found: Fields) -> tuple[str, ...]:
         if "gather_subset" not in found:
             return ("all",)
-        known = ("all", "min", "hardware", "network", "virtual", "tcpfleet")
         words = self.words(found["gather_subset"][1], "gather_subset")
         for word in words:
-            if word.lstrip("!") not in known:
-                message = f"unknown fact subset '{word}'; allowed: {', '.join(known)}, each with ! to leave it out"
+            if word.lstrip("!") not in _FACT_SUBSETS:
+                listed = ", ".join(_FACT_SUBSETS)
+                message = f"unknown fact subset '{word}'; allowed: {listed}, each with ! to leave it out"
                 self.problems.add(where_of(word, place(found["gather_subset"][1])), message)
         return words
 
     def _check_notify(self, task: Task) -> None:
+        if any(template.is_template(name) for name in self._handler_names):
+            return  # only the run knows what they are called
         for name in task.notify:
             if not template.is_template(name) and name not in self._handler_names:
                 listed = ", ".join(sorted(filter(None, self._handler_names))) or "none, this play has no handlers"
@@ -309,18 +411,18 @@ class _Parser:
                     where_of(name, task.where), f"no handler is called '{name}'{hint}; there are: {listed}"
                 )
 
-    def _inherit(self, found: Mapping[str, tuple[Where, yaml.Node]], outer: _Inherited) -> _Inherited:
-        """`outer` with what this play or block says on top."""
+    def _inherit(self, found: Fields, outer: _Inherited) -> _Inherited:
+        """`outer` with what this play, block, import or task says on top."""
         changes: dict[str, Any] = {}
         if "when" in found:
             changes["when"] = outer.when + self.conditions(found["when"][1], "when")
         if "vars" in found:
             changes["vars"] = {**outer.vars, **self.variables(found["vars"][1])}
         if "environment" in found:
-            changes["environment"] = {**outer.environment, **self._mapping(found["environment"][1], "environment")}
+            changes["environment"] = {**outer.environment, **self._environment(found["environment"][1])}
         if "tags" in found:
             changes["tags"] = outer.tags | self._tags(found["tags"][1])
-        for key in ("become", "check_mode", "no_log", "ignore_errors"):
+        for key in ("become", "check_mode", "no_log", "ignore_errors", "run_once", "any_errors_fatal"):
             if key in found:
                 changes[key] = self.flag(found[key][1], key)
         if "become_user" in found:
@@ -332,28 +434,34 @@ class _Parser:
             changes["become_method"] = method
         return replace(outer, **changes)
 
-    def _mapping(self, node: yaml.Node, what: str) -> dict[str, Any]:
+    def _environment(self, node: yaml.Node) -> dict[str, Any]:
+        """A mapping, or as in Ansible a list of them; later ones win."""
+        if isinstance(node, yaml.SequenceNode):
+            merged: dict[str, Any] = {}
+            for one in node.value:
+                merged |= self._environment(one)
+            return merged
         value = self.value(node)
+        if value is None:
+            return {}
         if not isinstance(value, dict):
-            self.problems.add(place(node), f"{what} must be a mapping")
+            self.problems.add(place(node), "environment must be a mapping of names to values")
             return {}
         return value
 
     def _tags(self, node: yaml.Node) -> frozenset[str]:
-        return frozenset(
+        found = frozenset(
             part.strip() for word in self.words(node, "tags") for part in word.split(",") if part.strip()
         )
+        for tag in found:
+            if template.is_template(tag):
+                self.problems.add(place(node), f"a tag is a word here, not a template: {tag}")
+        return found
 
     # ---- tasks
 
-    def tasks(
-        self,
-        found: Mapping[str, tuple[Where, yaml.Node]],
-        section: str,
-        inherited: _Inherited,
-        handlers: bool = False,
-    ) -> list[Task]:
-        """All tasks of one section; blocks are flattened into tasks that know where they stand."""
+    def _tasks(self, found: Fields, section: str, inherited: _Inherited, handlers: bool = False) -> list[Task]:
+        """All tasks of one section; blocks and imports are flattened into tasks that know where they stand."""
         if section not in found:
             return []
         tasks: list[Task] = []
@@ -367,29 +475,71 @@ class _Parser:
                 place(node), "a task is a mapping with a module, such as `- name: ..` / `  command: ..`"
             )
             return
-        keys = {key.value for key, _value in node.value if isinstance(key, yaml.ScalarNode)}
+        keys = {key.value for key, _value in pairs(node) if isinstance(key, yaml.ScalarNode)}
+        how = next((key for key in _IMPORT_TASKS if key in keys), None)
         if keys & {"block", "rescue", "always"}:
             if handlers:
                 self.problems.add(place(node), "a handler cannot be a block here")
                 return
             yield from self._block(node, inherited)
-            return
-        task = self._task(node, inherited, handlers)
-        if task is not None:
-            yield task
+        elif how is not None:
+            yield from self._import_tasks(node, how, inherited, handlers)
+        else:
+            task = self._task(node, inherited, handlers)
+            if task is not None:
+                yield task
 
-    def _block(self, node: yaml.Node, inherited: _Inherited) -> Iterator[Task]:
-        found = self.fields(node, _BLOCK_KEYS, "a block")
+    def _block(self, node: yaml.MappingNode, inherited: _Inherited) -> Iterator[Task]:
+        found = self._supported(node, _BLOCK_KEYS, "a block", outside.TASK_KEYS)
         if "block" not in found:
             self.problems.add(place(node), "rescue and always need a block")
             return
         name = self.text(found["name"][1], "name") if "name" in found else ""
         common = self._inherit(found, inherited)
-        block = Block(next(self._numbers), name, rescues="rescue" in found)
+        block = Block(next(self._blocks), name, rescues="rescue" in found)
         parts: tuple[Part, ...] = ("block", "rescue", "always")
         for part in parts:
             inner = replace(common, inside=(*common.inside, (block, part)))
-            yield from self.tasks(found, part, inner)
+            yield from self._tasks(found, part, inner)
+
+    def _import_tasks(
+        self, node: yaml.MappingNode, how: str, inherited: _Inherited, handlers: bool
+    ) -> Iterator[Task]:
+        found = self.any_fields(node, "import_tasks")
+        allowed = (*_SHARED_KEYS, how, "args")
+        for key in [key for key in found if key not in allowed]:
+            where = found.pop(key)[0]
+            if key == "loop" or key.startswith("with_"):
+                self.problems.add(where, "import_tasks takes no loop: it is done once, before anything runs; "
+                                  "put the loop on the tasks in the file")  # fmt: skip
+            else:
+                self.problems.add(where, _unknown_key(key, "import_tasks", allowed[:-1], outside.TASK_KEYS))
+        common = self._inherit(found, inherited)
+        target: yaml.Node | None = found[how][1]
+        if "args" in found or isinstance(target, yaml.MappingNode):
+            source = found["args"][1] if "args" in found else target
+            assert source is not None
+            inner = self.fields(source, ("file",), "the arguments of import_tasks")
+            target = inner["file"][1] if "file" in inner else None
+        if target is None:
+            self.problems.add(found[how][0], "import_tasks needs a file")
+            return
+        path = self._imported(target, "import_tasks", common.files, (common.vars, self._play_vars))
+        if path is None:
+            return
+        common = replace(common, files=(*common.files, path.resolve()))
+        try:
+            root = compose(path, str(shown(path)))
+        except LocatedError as error:
+            self.problems.errors.append(error)
+            return
+        if root is None:
+            return  # as in Ansible: a file without tasks
+        if not isinstance(root, yaml.SequenceNode):
+            self.problems.add(place(root), "a file of tasks is a list: begin with `- name: ..`")
+            return
+        for one in root.value:
+            yield from self._task_or_block(one, common, handlers)
 
     def _task(self, node: yaml.MappingNode, inherited: _Inherited, handler: bool) -> Task | None:
         allowed = _HANDLER_KEYS if handler else _TASK_KEYS
@@ -397,30 +547,24 @@ class _Parser:
         modules = [key for key in found if key in MODULES]
         unknown = [key for key in found if key not in MODULES and key not in allowed]
         for key in unknown:
-            if modules:
-                message = f"unknown key '{key}' in a task{suggest(key, allowed)}; allowed: {', '.join(allowed)}"
-            else:
-                hint = suggest(key, [*MODULES, *allowed])
-                message = (
-                    f"'{key}' is neither a module nor a key of a task{hint}; modules: {', '.join(short_names())}"
-                )
-            self.problems.add(found[key][0], message)
+            self.problems.add(found[key][0], _unknown_in_task(key, allowed, bool(modules)))
         if len(modules) > 1:
             first = found[modules[0]][0].line
             message = f"a task has one module: '{modules[0]}' is in line {first} already"
             self.problems.add(found[modules[1]][0], message)
+        where = place(node)
         if not modules:
             if not unknown:
-                self.problems.add(place(node), f"a task needs a module; there are: {', '.join(short_names())}")
+                self.problems.add(where, f"a task needs a module; there are: {', '.join(short_names())}")
+            self._salvage(found, inherited, handler)
             return None
 
         module = MODULES[modules[0]]
-        where = place(node)
         common = self._inherit(found, inherited)
         task = Task(
             name=self.text(found["name"][1], "name") if "name" in found else "",
             module=module,
-            args=self._arguments(module, *found[modules[0]], found.get("args")),
+            args=self.arguments(module, *found[modules[0]], found.get("args")),
             where=where,
             when=common.when,
             vars=common.vars,
@@ -429,6 +573,11 @@ class _Parser:
             changed_when=self._optional_conditions(found, "changed_when"),
             failed_when=self._optional_conditions(found, "failed_when"),
             ignore_errors=common.ignore_errors,
+            until=self._optional_conditions(found, "until"),
+            retries=self._count(found, "retries", whole=True),
+            delay=self._count(found, "delay", whole=False),
+            run_once=common.run_once,
+            any_errors_fatal=common.any_errors_fatal,
             notify=self.words(found["notify"][1], "notify") if "notify" in found else (),
             listen=self.words(found["listen"][1], "listen") if "listen" in found else (),
             become=common.become,
@@ -439,25 +588,59 @@ class _Parser:
             environment=common.environment,
             tags=common.tags,
             inside=common.inside,
+            number=next(self._numbers),
         )
         if handler and not task.name and not task.listen:
             self.problems.add(where, "a handler needs a name, which is what notify calls")
         if "environment" in found and module.name not in ("command", "shell"):
             self.problems.add(found["environment"][0], "environment works for command and shell only")
-        if module.name == "meta" and any(key in found for key in ("loop", "register", "notify", "when")):
-            self.problems.add(where, "meta takes no when, loop, register or notify here")
+        if module.name == "meta":
+            for key in ("loop", "register", "notify", "when", "until", "failed_when", "changed_when"):
+                if key in found:
+                    self.problems.add(found[key][0], f"meta takes no {key} here")
         return task
 
-    def _optional_conditions(
-        self, found: Mapping[str, tuple[Where, yaml.Node]], key: str
-    ) -> tuple[Any, ...] | None:
+    def _salvage(self, found: Fields, inherited: _Inherited, handler: bool) -> None:
+        """Of a task without a known module: its other mistakes, and the names that other tasks rely on."""
+        self._inherit({key: one for key, one in found.items() if key in _SHARED_KEYS}, inherited)
+        if "register" in found:
+            self.given.add(self.name(found["register"][1], "register"))
+        for key in ("changed_when", "failed_when", "until"):
+            self._optional_conditions(found, key)
+        self._loop(found)
+        if handler:
+            for key in ("name", "listen"):
+                if key in found:
+                    self._handler_names.update(self.words(found[key][1], key))
+
+    def _optional_conditions(self, found: Fields, key: str) -> tuple[Any, ...] | None:
         return self.conditions(found[key][1], key) if key in found else None
 
-    def _loop(self, found: Mapping[str, tuple[Where, yaml.Node]]) -> Loop | None:
-        control: dict[str, tuple[Where, yaml.Node]] = {}
+    def _count(self, found: Fields, key: str, whole: bool) -> Any:
+        """A number that is not negative, or a template for one; None when it is not given."""
+        if key not in found:
+            return None
+        node = found[key][1]
+        value = self.value(node)
+        if template.is_template(value):
+            return value
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            number = int(value) if whole else float(value)
+            if not 0 <= number < float("inf"):
+                raise ValueError
+        except (TypeError, ValueError):
+            kind = "whole number" if whole else "number of seconds"
+            self.problems.add(place(node), f"{key} must be a {kind}, 0 or more, not {value!r}")
+            return None
+        return number
+
+    def _loop(self, found: Fields) -> Loop | None:
+        control: Fields = {}
         if "loop_control" in found:
             control = self.fields(found["loop_control"][1], _LOOP_KEYS, "loop_control")
-            if "loop" not in found:
+            if "loop" not in found and not any(key.startswith("with_") for key in found):
                 self.problems.add(found["loop_control"][0], "loop_control needs a loop")
         if "loop" not in found:
             return None
@@ -472,143 +655,23 @@ class _Parser:
             label=self.text(control["label"][1], "label") if "label" in control else None,
         )
 
-    # ---- arguments
 
-    def _arguments(
-        self, module: Module, where: Where, node: yaml.Node, more: tuple[Where, yaml.Node] | None
-    ) -> dict[str, Any]:
-        """The arguments under their own names, checked as far as can be without rendering templates."""
-        given: dict[str, tuple[Where, Any]] = {}
-        for source in [node] if more is None else [node, more[1]]:
-            if isinstance(source, yaml.MappingNode):
-                values = self.value(source)
-                for key, (key_where, _value) in self.any_fields(source, f"the arguments of {module.name}").items():
-                    given[key] = (key_where, (values or {}).get(key))
-            elif isinstance(source, yaml.SequenceNode):
-                self.problems.add(place(source), f"the arguments of {module.name} must be a mapping")
-            else:
-                value = self.value(source)
-                if value is not None:
-                    text = value if isinstance(value, str) else str(value)
-                    for key, one in free_form(text, module.free_form).items():
-                        given[key] = (place(source), one)
-        return self._checked(module, where, given)
-
-    def _checked(self, module: Module, where: Where, given: Mapping[str, tuple[Where, Any]]) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        for key, (key_where, value) in given.items():
-            name = key if module.open else module.canonical(key)
-            if name is None:
-                known = sorted(module.arguments)
-                listed = ", ".join(known) or "none"
-                message = f"{module.name} has no argument '{key}'{suggest(key, known)}; allowed: {listed}"
-                self.problems.add(key_where, message)
-                continue
-            if name in arguments:
-                self.problems.add(key_where, f"'{key}' gives the argument '{name}' a second time")
-            if module.open and not _NAME.match(key):
-                self.problems.add(key_where, f"'{key}' is no variable name (letters, digits, _)")
-            if not module.open and value is not None and not template.is_template(value):
-                try:
-                    value = _keeping_place(value, coerce(module.arguments[name], value))
-                except ValueError as error:
-                    self.problems.add(where_of(value, key_where), f"{module.name}: {name} {error}, not {value!r}")
-            if value is not None:
-                arguments[name] = value
-        missing = [name for name, row in module.arguments.items() if row.required and name not in arguments]
-        if missing:
-            self.problems.add(where, f"{module.name} needs {' and '.join(missing)}")
-        for group in module.one_of:
-            if not any(name in arguments for name in group):
-                self.problems.add(where, f"{module.name} needs one of: {', '.join(group)}")
-        for group in module.exclusive:
-            both = [name for name in group if name in arguments]
-            if len(both) > 1:
-                self.problems.add(where, f"{module.name} takes {' or '.join(both)}, not both")
-        if module.name == "sysctl" and arguments.get("state", "present") == "present" and "value" not in arguments:
-            self.problems.add(where, "sysctl needs value, unless state is absent")
-        if module.name == "assert":
-            for condition in arguments.get("that", ()) if isinstance(arguments.get("that"), list) else ():
-                if isinstance(condition, str):
-                    try:
-                        template.check_syntax(condition, where_of(condition, where), condition=True)
-                    except LocatedError as error:
-                        self.problems.errors.append(error)
-        return arguments
+def _unknown_key(key: str, what: str, allowed: Sequence[str], advice: Mapping[str, str]) -> str:
+    if key in advice:
+        return f"'{key}' of Ansible is not supported in {what}: {advice[key]}"
+    return f"unknown key '{key}' in {what}{suggest(key, allowed)}; allowed: {', '.join(allowed)}"
 
 
-def _keeping_place(value: Any, converted: Any) -> Any:
-    """A converted value; text stays the `Text` that it was."""
-    return value if isinstance(value, Text) and converted == value else converted
-
-
-def free_form(text: str, raw: str | None) -> dict[str, Any]:
-    """Arguments of ``module: text``.
-
-    :param raw: the argument that takes the text itself (command), or None when all must be ``key=value``.
-    :returns: argument -> text. A word that is no ``key=value`` is under its own name with the value None.
-
-    >>> free_form("creates=/tmp/x touch '/tmp/a b'", "cmd")
-    {'creates': '/tmp/x', 'cmd': "touch '/tmp/a b'"}
-    >>> free_form("path=/tmp/x mode=0644", None)
-    {'path': '/tmp/x', 'mode': '0644'}
-    """
-    found: dict[str, Any] = {}
-    rest: list[str] = []
-    for word in split_words(text):
-        key, equals, value = word.strip().partition("=")
-        if equals and (key in _COMMAND_OPTIONS if raw else _NAME.match(key.replace("-", "_"))):
-            found[key] = _placed(_unquote(value), text)
-        else:
-            rest.append(word)
-    if raw:
-        line = "".join(rest).strip()
-        if line:
-            found[raw] = _placed(line, text)
-    else:
-        found.update((word.strip(), None) for word in rest)
-    return found
-
-
-def _placed(part: str, whole: str) -> str:
-    if not isinstance(whole, Text):
-        return part
-    text = Text(part)
-    text.where, text.first_line = whole.where, whole.first_line
-    return text
-
-
-def _unquote(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
-
-
-def split_words(text: str) -> list[str]:
-    """Words of a line, each with the blanks before it; quotes and ``{{ }}`` hold together.
-
-    >>> split_words("a 'b c' {{ d | e }}")
-    ['a', " 'b c'", ' {{ d | e }}']
-    """
-    words: list[str] = []
-    word, quote, depth, index = "", "", 0, 0
-    while index < len(text):
-        pair, char = text[index : index + 2], text[index]
-        if not quote and pair in ("{{", "{%"):
-            depth += 1
-            word, index = word + pair, index + 2
-            continue
-        if not quote and pair in ("}}", "%}"):
-            depth = max(0, depth - 1)
-            word, index = word + pair, index + 2
-            continue
-        if char == "\\" and quote != "'":
-            word, index = word + pair, index + 2
-            continue
-        if char in "'\"":
-            quote = "" if quote == char else quote or char
-        if char.isspace() and not quote and not depth and word.strip():
-            words.append(word)
-            word = ""
-        word, index = word + char, index + 1
-    if word.strip():
-        words.append(word)
-    return words
+def _unknown_in_task(key: str, allowed: Sequence[str], has_module: bool) -> str:
+    """What is wrong with a key of a task that is neither a module nor a task's key."""
+    if key in outside.TASK_KEYS:
+        return f"'{key}' of Ansible is not supported in a task: {outside.TASK_KEYS[key]}"
+    if key.startswith("with_"):
+        return f"'{key}' of Ansible is not supported in a task: use loop"
+    advice = outside.module_advice(key)
+    if advice is not None:
+        return f"the module '{key}' of Ansible is not supported: {advice}"
+    if has_module:
+        return f"unknown key '{key}' in a task{suggest(key, allowed)}; allowed: {', '.join(allowed)}"
+    hint = suggest(key, [*MODULES, *allowed])
+    return f"'{key}' is neither a module nor a key of a task{hint}; modules: {', '.join(short_names())}"

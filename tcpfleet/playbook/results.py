@@ -97,11 +97,14 @@ class Recap:
     :ivar hosts: host name -> counts, for every host that a play selected.
     :ivar tasks: every task that began, in order.
     :ivar reasons: host name -> one sentence, for hosts that failed or were unreachable.
+    :ivar pending: host name -> handlers that were notified and not run, since the host failed; they are kept on
+        the host for the next run of the play.
     """
 
     hosts: dict[str, HostRecap] = field(default_factory=dict)
     tasks: list[TaskRecord] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -127,6 +130,7 @@ class Recap:
         return {
             "hosts": {name: vars(recap).copy() for name, recap in self.hosts.items()},
             "reasons": dict(self.reasons),
+            "pending_handlers": dict(self.pending),
             "tasks": [
                 {
                     "play": record.play,

@@ -6,18 +6,24 @@ other mix renders to text. What comes from hosts (facts, results) is never itsel
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterable
-from functools import lru_cache
-from itertools import islice
-from typing import Any, NoReturn, Protocol
+import datetime
+import itertools
+import os
+import pwd
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
 
 import jinja2
-from jinja2 import nativetypes, runtime, sandbox
+from jinja2 import lexer, nativetypes, runtime, sandbox
 from jinja2.utils import missing
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook.filters import FILTERS, TESTS
+from tcpfleet.playbook import lookups, search
+from tcpfleet.playbook.filters import FILTERS
+from tcpfleet.playbook.filters_tests import TESTS
 from tcpfleet.playbook.source import Text, Where, where_of
 
 
@@ -31,8 +37,18 @@ class _Omit:
 OMIT = _Omit()
 
 
+# Names that only template files have; see `_FileNames`.
+FILE_NAMES = frozenset(
+    ("template_fullpath", "template_host", "template_mtime", "template_path", "template_run_date", "template_uid")
+)
+
+
 class Names(Protocol):
     """Where templates look variables up."""
+
+    @property
+    def folders(self) -> Sequence[Path]:
+        """Where relative names of files start from: the task's folder, the playbook's."""
 
     def lookup(self, name: str) -> Any:
         """The value of a variable, rendered. :raises KeyError: when there is none."""
@@ -58,33 +74,86 @@ class Undefined(jinja2.StrictUndefined):
         return self
 
 
+# Under this key a context carries its `Names`, also into the contexts of included templates.
+_NAMES = "\0names"
+
+
 class _Context(runtime.Context):
     """A Jinja context that asks `Names` for each variable when it is used, not before."""
-
-    names: Names
 
     def resolve_or_missing(self, key: str) -> Any:
         if key in self.vars:
             return self.vars[key]
+        inherited = self.parent.get(key, missing)
+        common = self.environment.globals.get(key, missing)
+        if inherited is not common:
+            return inherited  # set by the template that includes this one
+        names: Names | None = self.parent.get(_NAMES)
+        if names is None:
+            return common  # imported without context
         try:
-            return self.names.lookup(key)
+            return names.lookup(key)
         except KeyError:
-            return self.environment.globals.get(key, missing)
+            return common
         except UndefinedVariable as error:
             # A variable made of an undefined one is undefined itself: `default` may still rescue it.
             return Undefined(hint=str(error), name=key)
 
 
+_ONCE: tuple[type, ...] = (
+    types.GeneratorType, map, zip, filter, range, set, frozenset, tuple, type({}.keys()), type({}.values()),
+    type({}.items()), itertools.chain,
+)  # fmt: skip
+
+
 def _native(values: Iterable[Any]) -> Any:
     """Joins what a template yields: one value stays what it is, several become text."""
-    head = list(islice(values, 2))
+    head = list(itertools.islice(values, 2))
     if not head:
         return ""
     if len(head) == 1:
         if isinstance(head[0], Undefined):
             head[0]._fail_with_undefined_error()
-        return head[0]
-    return "".join(str(value) for value in head) + "".join(str(value) for value in values)
+        return finished(head[0])
+    return "".join(_as_text(value) for value in itertools.chain(head, values))
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else str(finished(value))
+
+
+def finished(value: Any) -> Any:
+    """A value as tasks and YAML know it: whatever can be gone through once, or is a tuple, becomes a list.
+
+    What needs no change is not copied.
+    """
+    if isinstance(value, _ONCE):
+        return [finished(one) for one in cast("Iterable[Any]", value)]
+    if isinstance(value, list):
+        items = [finished(one) for one in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if type(value) is dict:
+        fields = {key: finished(one) for key, one in value.items()}
+        return fields if any(fields[key] is not one for key, one in value.items()) else value
+    return value
+
+
+class _EscapingLexer(lexer.Lexer):
+    r"""As in Ansible, a backslash in a string within ``{{ }}`` is one: ``'\1'`` is what regex_replace needs.
+
+    YAML has its own escapes; Jinja's on top would make that string a control character.
+    """
+
+    def tokeniter(self, *args: Any, **options: Any) -> Iterator[tuple[int, str, str]]:
+        inside = False
+        for line, kind, text in super().tokeniter(*args, **options):
+            if kind == lexer.TOKEN_VARIABLE_BEGIN:
+                inside = True
+            elif kind == lexer.TOKEN_VARIABLE_END:
+                inside = False
+            elif inside and kind == lexer.TOKEN_STRING:
+                text = text.replace("\\", "\\\\")
+            yield line, kind, text
 
 
 class _NativeEnvironment(sandbox.SandboxedEnvironment, nativetypes.NativeEnvironment):
@@ -93,31 +162,125 @@ class _NativeEnvironment(sandbox.SandboxedEnvironment, nativetypes.NativeEnviron
     concat = staticmethod(_native)
 
 
+class _ValueEnvironment(_NativeEnvironment):
+    """For what stands in YAML within ``{{ }}``."""
+
+    @cached_property
+    def lexer(self) -> lexer.Lexer:
+        return _EscapingLexer(self)
+
+
+@jinja2.pass_context
+def _as_it_is(context: runtime.Context, value: Any) -> Any:
+    # Without a finalizer that needs the context, Jinja makes text of constant expressions when it compiles.
+    return value
+
+
+@jinja2.pass_context
+def _for_file(context: runtime.Context, value: Any) -> Any:
+    return value if isinstance(value, Undefined) else _as_text(value)
+
+
 def _prepare(environment: jinja2.Environment) -> jinja2.Environment:
-    environment.filters.update(FILTERS)
-    environment.tests.update(TESTS)
+    for table, own in ((environment.filters, FILTERS), (environment.tests, TESTS)):
+        table.update(own)
+        table.update({f"ansible.builtin.{name}": table[name] for name in list(table) if "." not in name})
     for name in ("lipsum", "cycler", "joiner"):
         environment.globals.pop(name, None)
+    environment.globals.update(lookup=_lookup, query=_query, q=_query, now=_now, undef=_undef)
     environment.context_class = _Context
     return environment
 
 
+@jinja2.pass_context
+def _query(context: runtime.Context, name: str, /, *terms: Any, **options: Any) -> Any:
+    return _looked_up(context, name, terms, options, as_list=options.pop("wantlist", True))
+
+
+@jinja2.pass_context
+def _lookup(context: runtime.Context, name: str, /, *terms: Any, **options: Any) -> Any:
+    return _looked_up(context, name, terms, options, as_list=options.pop("wantlist", False))
+
+
+def _looked_up(
+    context: runtime.Context, name: str, terms: Sequence[Any], options: dict[str, Any], as_list: bool
+) -> Any:
+    for one in (name, *terms):
+        if isinstance(one, Undefined):
+            one._fail_with_undefined_error()
+    names: Names = context.parent[_NAMES]
+    place = lookups.Place(
+        names,
+        undefined=lambda message: Undefined(hint=message),
+        render_file=lambda text, path: render_file(text, path, names),
+    )
+    errors = options.pop("errors", "strict")
+    try:
+        values = lookups.run(name, terms, options, place)
+    except (ValueError, OSError, LocatedError):
+        if errors == "strict":
+            raise
+        values = []
+    return values if as_list else lookups.joined(values) if values else None if errors != "strict" else ""
+
+
+def _now(utc: bool = False, fmt: str | None = None) -> Any:
+    moment = datetime.datetime.now(tz=datetime.UTC).replace(tzinfo=None) if utc else datetime.datetime.now()
+    return moment.strftime(fmt) if fmt else moment
+
+
+def _undef(hint: str | None = None) -> Undefined:
+    return Undefined(hint=hint or "a mandatory variable has not been overridden")
+
+
 _OPTIONS: dict[str, Any] = {"undefined": Undefined, "extensions": ["jinja2.ext.do", "jinja2.ext.loopcontrols"]}
 # autoescape is for HTML; these templates make configuration files and arguments.
-_VALUES = _prepare(_NativeEnvironment(**_OPTIONS))
+_VALUES = _prepare(_ValueEnvironment(finalize=_as_it_is, **_OPTIONS))
+_CONDITIONS = _prepare(_NativeEnvironment(finalize=_as_it_is, **_OPTIONS))
 
 
-@lru_cache(maxsize=8)
-def _file_environment(trim_blocks: bool, lstrip_blocks: bool, newline: str) -> jinja2.Environment:
+class _FileLoader(jinja2.BaseLoader):
+    """Finds what template files include, import and extend."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+        path = search.find(template, "templates", self._folders)
+        if path is None:
+            listed = ", ".join(str(place) for place in search.places(template, "templates", self._folders))
+            raise jinja2.TemplateNotFound(
+                template, f"could not find the template '{template}'; looked at {listed}"
+            )
+        before = path.stat().st_mtime_ns
+        return path.read_text(encoding="utf-8"), str(path), lambda: path.stat().st_mtime_ns == before
+
+
+@lru_cache(maxsize=64)
+def _file_environment(
+    trim_blocks: bool,
+    lstrip_blocks: bool,
+    newline: str,
+    folders: tuple[Path, ...] = (),
+    syntax: tuple[tuple[str, str], ...] = (),
+) -> jinja2.Environment:
     return _prepare(
         sandbox.SandboxedEnvironment(
             trim_blocks=trim_blocks,
             lstrip_blocks=lstrip_blocks,
             newline_sequence=newline,
             keep_trailing_newline=True,
+            loader=_FileLoader(folders),
+            finalize=_for_file,
+            **dict(syntax),
             **_OPTIONS,
         )
     )
+
+
+@lru_cache(maxsize=256)
+def _file_template(environment: jinja2.Environment, source: str) -> jinja2.Template:
+    return environment.from_string(source)
 
 
 def is_template(value: object) -> bool:
@@ -126,8 +289,8 @@ def is_template(value: object) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(source: str) -> jinja2.Template:
-    return _VALUES.from_string(source)
+def _compiled(source: str, condition: bool = False) -> jinja2.Template:
+    return _CONDITIONS.from_string(_braced(source)) if condition else _VALUES.from_string(source)
 
 
 def check_syntax(source: str, where: Where, condition: bool = False) -> None:
@@ -136,14 +299,32 @@ def check_syntax(source: str, where: Where, condition: bool = False) -> None:
     :raises TemplateFailure: when it does not compile.
     """
     try:
-        _compiled(_braced(source) if condition else str(source))
+        _compiled(str(source), condition)
+        _check_lookups(parse_tree, source, condition)
     except jinja2.TemplateSyntaxError as error:
         _fail(error, source, where)
 
 
+def _check_lookups(parse: Callable[..., jinja2.nodes.Template], source: str, *options: Any) -> None:
+    """Lookups, like filters, must exist. :raises TemplateSyntaxError: when one does not."""
+    if not any(f"{word}(" in source for word in ("lookup", "query", "q")):
+        return
+    for call in parse(source, *options).find_all(jinja2.nodes.Call):
+        named = isinstance(call.node, jinja2.nodes.Name) and call.node.name in ("lookup", "query", "q")
+        if named and call.args and isinstance(call.args[0], jinja2.nodes.Const):
+            wrong = lookups.unknown(str(call.args[0].value))
+            if wrong:
+                raise jinja2.TemplateSyntaxError(wrong, call.lineno)
+
+
 def parse_tree(source: str, condition: bool = False) -> jinja2.nodes.Template:
     """The syntax tree of a string, for finding out which variables it uses."""
-    return _VALUES.parse(_braced(source) if condition else str(source))
+    return _CONDITIONS.parse(_braced(source)) if condition else _VALUES.parse(str(source))
+
+
+def parse_file_tree(source: str, trim_blocks: bool = True, lstrip_blocks: bool = False) -> jinja2.nodes.Template:
+    """The syntax tree of a template file."""
+    return _file_environment(trim_blocks, lstrip_blocks, "\n").parse(source)
 
 
 def _braced(expression: str) -> str:
@@ -180,9 +361,7 @@ def _render_text(source: str, names: Names, where: Where) -> Any:
 
 
 def _run(template: jinja2.Template, names: Names) -> Any:
-    context = template.new_context({})
-    assert isinstance(context, _Context)
-    context.names = names
+    context = template.new_context({_NAMES: names})
     return template.environment.concat(template.root_render_func(context))
 
 
@@ -196,7 +375,7 @@ def holds(condition: Any, names: Names, where: Where) -> bool:
     if not isinstance(condition, str):
         raise _located(f"a condition is an expression or a bool, not {condition!r}", where)
     try:
-        result = _run(_compiled(_braced(condition)), names)
+        result = _run(_compiled(str(condition), True), names)
     except LocatedError:
         raise
     except Exception as error:
@@ -218,41 +397,97 @@ def render_file(
     trim_blocks: bool = True,
     lstrip_blocks: bool = False,
     newline: str = "\n",
+    syntax: tuple[tuple[str, str], ...] = (),
 ) -> str:
     """The text of a template file, with Ansible's defaults for white space.
 
     :param shown: how errors name the file.
+    :param syntax: other delimiters than Jinja's own, such as ``("variable_start_string", "[[")``.
     :raises TemplateFailure: with the template's own file and line.
     """
-    where = Where(shown, 1, 1)
+    folders = tuple(search.template_folders(shown, names.folders))
+    environment = _file_environment(trim_blocks, lstrip_blocks, newline, folders, syntax)
     try:
-        template = _file_environment(trim_blocks, lstrip_blocks, newline).from_string(source)
-        return str(_run(template, names))
+        return str(_run(_file_template(environment, source), _FileNames(names, shown)))
     except LocatedError:
         raise
     except Exception as error:
-        line = getattr(error, "lineno", None) or _template_line(error)
-        raise TemplateFailure(_sentence(error), shown, line or where.line) from None
+        file, line = _file_place(error, shown)
+        raise TemplateFailure(_sentence(error), file, line) from None
 
 
-def check_file_syntax(source: str, shown: str) -> None:
-    """Compiles a template file. :raises TemplateFailure: with its line."""
+class _FileNames:
+    """Variables as a template file sees them: what it knows about itself wins over all others, as in Ansible."""
+
+    def __init__(self, names: Names, path: str) -> None:
+        self._names, self._path = names, path
+        self.folders = names.folders
+
+    def lookup(self, name: str) -> Any:
+        """A value. :raises KeyError: when there is none."""
+        if name not in FILE_NAMES:
+            return self._names.lookup(name)
+        if name == "template_host":
+            return os.uname().nodename
+        if name == "template_run_date":
+            return datetime.datetime.now(tz=datetime.UTC).replace(tzinfo=None)
+        if name in ("template_path", "template_fullpath"):
+            return self._path if name == "template_path" else os.path.abspath(self._path)
+        status = os.stat(self._path)
+        if name == "template_mtime":
+            return datetime.datetime.fromtimestamp(status.st_mtime)
+        try:
+            return pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            return status.st_uid
+
+
+def _file_place(error: BaseException, shown: str) -> tuple[str, int]:
+    """The template file and line in which an error arose: of an included file, that file's."""
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return error.filename or shown, error.lineno
+    file, line = _jinja_place(error) or (None, 1)
+    return file or shown, line
+
+
+def check_file_syntax(
+    source: str,
+    shown: str,
+    folders: Sequence[Path] = (),
+    trim_blocks: bool = True,
+    lstrip_blocks: bool = False,
+    newline: str = "\n",
+) -> None:
+    """Compiles a template file; `render_file` with the same settings uses what was compiled here.
+
+    :param folders: where what it includes is looked for.
+    :raises TemplateFailure: with its line.
+    """
+    environment = _file_environment(trim_blocks, lstrip_blocks, newline, tuple(folders))
     try:
-        _file_environment(True, False, "\n").from_string(source)
+        _file_template(environment, source)
+        _check_lookups(parse_file_tree, source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateFailure(_sentence(error), shown, error.lineno) from None
 
 
-def _template_line(error: BaseException) -> int | None:
-    """The line of the template in which an error arose; Jinja puts it into the traceback."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    return lines[-1] if lines else None
+def _jinja_place(error: BaseException) -> tuple[str | None, int] | None:
+    """(file, line) of the template in which an error arose; no file for one that was not read from a file."""
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        compiled = trace.tb_frame.f_globals.get("__jinja_template__")
+        if compiled is not None:
+            file = None if compiled.filename == "<template>" else compiled.filename
+            found = file, compiled.get_corresponding_lineno(trace.tb_lineno)
+        trace = trace.tb_next
+    return found
 
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"bad template: {error.message}"
-    if isinstance(error, jinja2.UndefinedError):
+    if isinstance(error, (jinja2.UndefinedError, jinja2.TemplateNotFound)):
         return str(error.message)
     if isinstance(error, RecursionError):
         return "the template refers to itself without end"
@@ -264,7 +499,7 @@ def _located(message: str, where: Where) -> TemplateFailure:
 
 
 def _fail(error: BaseException, source: str, where: Where) -> NoReturn:
-    inner = getattr(error, "lineno", None) or _template_line(error) or 1
+    inner = getattr(error, "lineno", None) or (_jinja_place(error) or (None, 1))[1]
     if isinstance(source, Text) and hasattr(source, "where"):
         where = source.where
         line = source.first_line + inner - 1

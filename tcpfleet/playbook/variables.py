@@ -7,12 +7,17 @@ evaluate anything.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from tcpfleet.playbook import template
 from tcpfleet.playbook.source import Where, where_of
+
+# The ansible-core whose playbooks these are: what playbooks ask for when they insist on a version.
+_VERSION = {"full": "2.19.0", "string": "2.19.0", "major": 2, "minor": 19, "revision": 0}
 
 
 class Host(Protocol):
@@ -29,8 +34,28 @@ class Inventory(Protocol):
 
     def select(self, pattern: str, *, allow_empty: bool = False) -> Sequence[Any]: ...
     def magic_vars(self, host: str, /) -> Mapping[str, Any]: ...
+    def where(self, host: str, variable: str, /) -> tuple[str, int, int] | None: ...
     @property
     def hosts(self) -> Mapping[str, Any]: ...
+
+
+ANY_FACT = "ansible_*"
+# Names that look like facts and are settings of the connection: no task ever defines them.
+_NO_FACTS = frozenset(
+    f"ansible_{name}"
+    for name in (
+        "become", "become_user", "become_method", "become_exe", "become_password", "become_pass", "sudo_pass",
+        "connection", "host", "port", "user", "password", "python_interpreter", "ssh_private_key_file",
+        "ssh_common_args",
+    )
+)  # fmt: skip
+
+
+class NotYet(BaseException):
+    """A template needs a value that a task under way will define; the task must come back first.
+
+    No Exception: nothing between the template and the engine may take it for a failure of the template.
+    """
 
 
 @dataclass
@@ -39,12 +64,14 @@ class HostState:
 
     :ivar facts: fact name without ``ansible_`` -> value.
     :ivar results: registered results and set_fact values.
+    :ivar pending: names that tasks under way will define; `ANY_FACT` among them stands for all ``ansible_*``.
     :ivar failed, unreachable: it takes no further part.
     """
 
     host: Host
     facts: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
     failed: bool = False
     unreachable: bool = False
 
@@ -89,6 +116,12 @@ class Scope:
         self._cache: dict[str, Any] = {}
         self._open: list[str] = []
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where relative names of files start from: the folder of the task's file, the playbook's."""
+        playbook = Path(str(self._run.magic.get("playbook_dir", ".")))
+        return list(dict.fromkeys([Path(self._where.file).resolve().parent, playbook]))
+
     def with_item(self, item: Mapping[str, Any]) -> Scope:
         """The same with loop variables or a result on top; nothing rendered before is reused."""
         return Scope(self._run, self._state, self._layers, {**self._item, **item}, self._where)
@@ -96,6 +129,7 @@ class Scope:
     def lookup(self, name: str) -> Any:
         """The value of a variable. :raises KeyError: when there is none.
 
+        :raises NotYet: when a task under way will give it one.
         :raises LocatedError: when what it is made of cannot be rendered.
         """
         if name in self._cache:
@@ -118,20 +152,36 @@ class Scope:
         if name == "omit":
             return template.OMIT, False
         if name == "ansible_facts":
+            if name in state.pending:
+                raise NotYet
             return state.facts, False
         magic = run.inventory.magic_vars(state.host.name)
         if name in magic:
             return magic[name], False
         if name in self._item:
             return self._item[name], False
+        if name in state.pending:
+            raise NotYet
         if name in state.results:
             return state.results[name], False
         for layer in self._layers:
             if name in layer:
                 return layer[name], True
+        if ANY_FACT in state.pending and name.startswith("ansible_") and name not in _NO_FACTS:
+            raise NotYet
         if name.startswith("ansible_") and name[len("ansible_") :] in state.facts:
             return state.facts[name[len("ansible_") :]], False
-        return state.host.vars[name], True
+        if name in state.host.vars:
+            return state.host.vars[name], True
+        if name == "ansible_managed":
+            return "Ansible managed", False  # what Ansible says unless it is configured otherwise
+        if name == "ansible_version":
+            return dict(_VERSION), False
+        if name == "ansible_playbook_python":
+            return sys.executable, False
+        if name == "play_hosts":
+            return run.magic["ansible_play_batch"], False
+        raise KeyError(name)
 
     def _render(self, name: str, value: Any) -> Any:
         if name in self._open:

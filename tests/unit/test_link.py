@@ -145,3 +145,29 @@ def test_bad_input_from_a_worker_reaches_the_caller() -> None:
 
     with Fleet([HOST], lambda host: local()) as fleet, pytest.raises(ZeroDivisionError):
         fleet.run(broken)
+
+
+BATCHES = {
+    "all run, in order": ([("true", 1, False), ("true", 2, False)], [0, 0]),
+    "later tasks do not run after a failure": (
+        [("true", 1, False), ("false", 2, False), ("true", 3, False)],
+        [0, 1],
+    ),
+    "a task that may fail stops nothing": ([("false", 1, True), ("true", 2, False)], [1, 0]),
+    "a failed task runs to its end": ([("false", 1, False), ("true", 1, False), ("true", 2, False)], [1, 0]),
+}
+
+
+@pytest.mark.parametrize(("steps", "codes"), BATCHES.values(), ids=BATCHES)
+def test_many_steps_in_one_message(steps: list[tuple[str, int, bool]], codes: list[int]) -> None:
+    session = link.open_session(HOST, local())
+    got: list[tuple[int, int]] = []
+    try:
+        session.run(
+            [link.Step("command", {"argv": [word]}, task=task, go_on=go_on) for word, task, go_on in steps],
+            lambda index, result: got.append((index, result["rc"])),
+        )
+        assert got == list(enumerate(codes))
+        assert session.call("ping", {})["ping"] == "pong"  # the agent is ready for the next message
+    finally:
+        session.close()

@@ -63,7 +63,7 @@ def lay_out(files):
             os.chmod(path, int(what["dir"], 8))
         else:
             text, mode = (what["text"], what["mode"]) if isinstance(what, dict) else (what, "644")
-            with open(path, "w") as handle:
+            with open(path, "w", encoding="utf-8", newline="") as handle:
                 handle.write(text)
             os.chmod(path, int(mode, 8))
 
@@ -77,7 +77,7 @@ def found(path):
     mode = f"{stat.S_IMODE(os.stat(path).st_mode):o}"
     if os.path.isdir(path):
         return {"dir": mode}
-    with open(path, newline="") as handle:
+    with open(path, encoding="utf-8", newline="") as handle:
         return {"text": handle.read(), "mode": mode}
 
 
@@ -101,7 +101,7 @@ def run_case(case, folder):
     wrong = []
     for number, step in enumerate(case["steps"]):
         where = "step %d" % (number + 1)
-        module = importlib.import_module("operations." + TABLE[case["op"]])
+        module = importlib.import_module("operations." + TABLE[step.get("op", case["op"])])
         context = Context(step.get("check", False), step.get("diff", True))
         try:
             result = module.run(dict(step["args"]), context)

@@ -1,8 +1,9 @@
 """Operations, case by case (cases/*.yml), under every Python that payload/ is meant for.
 
 A file holds cases of one operation: ``op``, and under ``cases`` name -> ``files`` (path -> text, ``{text, mode}``,
-``{link}`` or ``{dir: mode}``) and ``steps``: ``args``, ``check``, ``result`` (fields the result must have; a text
-beginning with ``~`` must be contained) and ``files`` (as they must be afterwards; null: nothing there).
+``{link}`` or ``{dir: mode}``) and ``steps``: ``args``, ``check``, ``op`` (when another), ``result`` (fields the result
+must have; a text beginning with ``~`` must be contained) and ``files`` (as they must be afterwards; null: nothing
+there).
 """
 
 from __future__ import annotations
@@ -138,10 +139,17 @@ def test_modes(wanted: object, current: int, mode: int) -> None:
         (["!all", "network"], ["min", "network"]),
         (["network"], ["min", "network"]),
         (["!network"], ["min", "hardware", "virtual", "tcpfleet"]),
+        (["!facter", "!ohai"], ["min", "hardware", "network", "virtual", "tcpfleet"]),
+        (["!all", "default_ipv4", "distribution"], ["min", "network"]),
     ],
 )
 def test_fact_subsets(wanted: list[str], picked: list[str]) -> None:
     assert setup.chosen(wanted) == picked
+
+
+def test_no_such_fact_subset() -> None:
+    with pytest.raises(OperationError, match="no 'netwrok'; there are: all, min"):
+        setup.chosen(["netwrok"])
 
 
 def test_facts_of_this_machine() -> None:
@@ -226,6 +234,15 @@ class Systemctl:
         (("active",), {"enabled": True, "daemon_reload": True}, ["daemon-reload", "enable"], True),
         (("active", "enabled"), {"enabled": True}, [], False),
         (("active", "static"), {"enabled": False}, [], False),
+        (("active", "static"), {"enabled": True}, [], False),
+        (("active", "indirect"), {"enabled": True}, ["enable"], True),
+        (("active", "enabled-runtime"), {"enabled": True}, ["enable"], True),
+        (("deactivating",), {"state": "stopped"}, ["stop"], True),
+        (("activating",), {"state": "started"}, [], False),
+        (("inactive",), {"state": "restarted"}, ["start"], True),
+        (("active",), {"daemon_reexec": True}, ["daemon-reexec"], False),
+        (("active", "masked"), {"masked": True}, [], False),
+        (("active", "masked"), {"masked": False}, ["unmask"], True),
         (("active",), {"masked": True}, ["mask"], True),
     ],
 )
@@ -250,7 +267,9 @@ def test_systemd_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(systemd, "_RUNTIME", "/")
     with pytest.raises(OperationError, match="could not find the unit x"):
         systemd.run({"name": "x", "state": "started"}, Systemctl(load="not-found"))
-    with pytest.raises(OperationError, match="cannot be enabled"):
-        systemd.run({"name": "x", "enabled": True}, Systemctl("active", "static"))
+    with pytest.raises(OperationError, match="could not find the unit x"):
+        systemd.run({"name": "x", "state": "stopped"}, Systemctl(load="not-found"))
+    with pytest.raises(OperationError, match="patterns"):
+        systemd.run({"name": "x*", "state": "stopped"}, Systemctl())
     result = systemd.run({"daemon_reload": True}, Systemctl())
     assert result["changed"] is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib
+import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from operations import TABLE, OperationError
 
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.inventory import Inventory
+from tcpfleet.link import Step
 
 Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
 
@@ -62,27 +64,59 @@ class FakeSession:
     """A session whose operations run in this process.
 
     :ivar canned: operation -> result or exception to answer with instead of running it.
+    :ivar calls: every step that was run; `messages`: how many of them came together.
+    :ivar owed: what the operation ``handlers`` keeps: play -> names.
     """
 
     host: Any
     canned: dict[str, Any] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    messages: list[int] = field(default_factory=list)
+    owed: dict[str, list[str]] = field(default_factory=dict)
 
-    def call(
-        self, op: str, args: dict[str, Any], *, check: bool = False, diff: bool = False, become: Any = None
-    ) -> dict[str, Any]:
-        """Runs the operation as the agent would."""
-        self.calls.append(Call(op, args, check, diff, become))
-        answer = self.canned.get(op)
+    def run(self, steps: Sequence[Step], on_result: Callable[[int, dict[str, Any]], None]) -> None:
+        """Runs steps as the agent does: later tasks are left out after one that failed."""
+        self.messages.append(0)
+        failed_in = None
+        for index, step in enumerate(steps):
+            if failed_in is not None and step.task != failed_in:
+                break
+            result = json.loads(json.dumps(self._perform(step)))
+            if step.notify and result.get("changed") and not result.get("failed"):
+                self._handlers({**step.notify, "action": "add"})
+            on_result(index, result)
+            if result.get("failed") and not step.go_on:
+                failed_in = step.task
+
+    def call(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        """One operation by itself."""
+        results: list[dict[str, Any]] = []
+        self.run([Step(op, args)], lambda _, result: results.append(result))
+        return results[0]
+
+    def _perform(self, step: Step) -> dict[str, Any]:
+        if step.op == "handlers":
+            return self._handlers(step.args)
+        self.messages[-1] += 1
+        self.calls.append(Call(step.op, step.args, step.check, step.diff, step.become))
+        answer = self.canned.get(step.op)
         if isinstance(answer, Exception):
             raise answer
         if answer is not None:
-            return dict(answer(args)) if callable(answer) else dict(answer)
-        module = importlib.import_module("operations." + TABLE[op])
+            return dict(answer(step.args)) if callable(answer) else dict(answer)
+        module = importlib.import_module("operations." + TABLE[step.op])
         try:
-            return module.run(args, Context(check, diff))
+            return module.run(step.args, Context(step.check, step.diff))
         except OperationError as error:
             return {"changed": False, **error.fields, "failed": True, "msg": error.msg}
+
+    def _handlers(self, args: dict[str, Any]) -> dict[str, Any]:
+        names = self.owed.setdefault(args["play"], [])
+        if args["action"] == "add":
+            names += [name for name in args["names"] if name not in names]
+        elif args["action"] == "done":
+            names[:] = [name for name in names if name not in args["names"]]
+        return {"changed": False, "names": list(names), "msg": ""}
 
 
 @dataclass
@@ -108,18 +142,20 @@ class FakeFleet:
 
     def run(
         self,
-        function: Callable[[Any], Any],
+        function: Callable[..., Any],
         hosts: Sequence[Any] | None = None,
         *,
         on_outcome: Callable[[Any], None] | None = None,
+        on_news: Callable[[Any], None] | None = None,
     ) -> dict[str, Outcome]:
         """As tcpfleet.fleet.Fleet.run."""
         outcomes = {}
+        told = (on_news,) if on_news is not None else ()
         for host in hosts or ():
             try:
                 if host.name in self.gone:
                     raise Unreachable(f"{host.name}: no answer")
-                outcome = Outcome(host, "ok", function(self.sessions[host.name]))
+                outcome = Outcome(host, "ok", function(self.sessions[host.name], *told))
             except Unreachable as error:
                 self.gone.add(host.name)
                 outcome = Outcome(host, "unreachable", error=str(error))

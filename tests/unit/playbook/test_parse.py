@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tcpfleet.playbook import load
-from tcpfleet.playbook.parse import free_form, split_words
+from tcpfleet.playbook.arguments import free_form, split_words
 
-MODULES = ("parse", "results", "catalogue", "template", "names")
+MODULES = ("arguments", "results", "catalogue", "template", "names")
 
 
 @pytest.mark.parametrize("name", MODULES)

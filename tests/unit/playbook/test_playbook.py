@@ -43,7 +43,7 @@ def test_errors(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     case = lay_out(path, tmp_path, monkeypatch)
     with pytest.raises(PlaybookErrors) as caught:
         book = load("play.yml", case.get("extra"))
-        inventory = inventory_of(tmp_path, case["inventory"])
+        inventory = inventory_of(tmp_path, case.get("inventory", "all: {hosts: {h1: }}"))
         fleet = FakeFleet(inventory)
         try:
             book.run(fleet, inventory)

@@ -1,0 +1,67 @@
+"""Handlers that are owed: notified by a change that was made, and not run yet.
+
+A play that fails between a change and the handlers it notified leaves the change in force and the handlers
+undone, and its next run finds nothing to change. So what is owed is kept on the host, in one JSON file of the
+login user, {play: [handler names in the order of their notification]}, until the handlers have run.
+"""
+
+import json
+import os
+import pwd
+
+from operations import OperationError
+from operations import _files as files
+
+_ROOT_PLACE = "/var/lib/tcpfleet"
+_USER_PLACE = ".local/state/tcpfleet"
+
+
+def place():
+    """The folder of this user's state: /var/lib/tcpfleet for root, ~/.local/state/tcpfleet for others."""
+    if os.geteuid() == 0:
+        return _ROOT_PLACE
+    return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, _USER_PLACE)
+
+
+def run(args, context):
+    """Reads or changes what a play owes this host.
+
+    :param args: ``play`` (its name for this purpose); ``action`` read, add or done; ``names`` of handlers, for
+        add and done.
+    :returns: ``names`` owed afterwards.
+    """
+    play, action = args["play"], args["action"]
+    path = os.path.join(place(), "handlers.json")
+    content = files.read_bytes(path)
+    try:
+        owed = {} if content is None else json.loads(content.decode("utf-8"))
+        names = list(owed.get(play, []))
+    except (ValueError, AttributeError, TypeError):
+        raise OperationError("%s, where pending handlers are kept, is damaged: look at it and remove it" % path)
+    if action == "read":
+        return {"changed": False, "names": names, "msg": "%d handlers owed" % len(names)}
+    if action == "add":
+        wanted = names + [name for name in args["names"] if name not in names]
+    else:
+        wanted = [name for name in names if name not in args["names"]]
+    if wanted != names:
+        owed.pop(play, None)
+        if wanted:
+            owed[play] = wanted
+        _write(path, owed)
+    return {"changed": False, "names": wanted, "msg": "%d handlers owed" % len(wanted)}
+
+
+def _write(path, owed):
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        if not owed:
+            os.unlink(path)
+            try:
+                os.rmdir(os.path.dirname(path))
+            except OSError:
+                pass  # something else is kept there
+            return
+    except OSError as error:
+        raise OperationError("cannot keep pending handlers in %s: %s" % (path, error.strerror))
+    files.write_atomically(path, json.dumps(owed, sort_keys=True).encode("utf-8"), 0o600)

@@ -1,0 +1,400 @@
+"""One host's way through the entries of a play: which tasks it takes part in, and what is sent together.
+
+A host prepares task after task and sends them as one message. It stops to wait for results where the next step
+depends on them: a template needs what a task under way will define, an expression judges a result, a handler may
+have been notified. So a slow line costs a round trip for each dependency, not for each task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from tcpfleet.errors import LocatedError
+from tcpfleet.link import Step
+from tcpfleet.playbook.actions import ActionFailed
+from tcpfleet.playbook.chain import Chain, Piece, Ready, failure, goes_on, needs_answer, tries_again
+from tcpfleet.playbook.model import Task
+from tcpfleet.playbook.results import Status, TaskResult
+from tcpfleet.playbook.variables import HostState, NotYet
+
+# Characters of arguments after which a batch is sent: far below wire.MAX_FRAME, far above what tasks usually hold.
+_MOST = 4 * 1024 * 1024
+
+
+class Session(Protocol):
+    """What is needed of `tcpfleet.link.Session`."""
+
+    @property
+    def host(self) -> Any: ...
+
+    def run(self, steps: Sequence[Step], on_result: Callable[[int, dict[str, Any]], None]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing a play does, in order.
+
+    :ivar kind: ``task``; ``handler``: for hosts that it was notified on; ``recall``: read which handlers an
+        earlier run left; ``flush`` and ``flushed``: around the handlers.
+    :ivar last: the play's last flush, where handlers of earlier runs run too.
+    :ivar barrier: all hosts come here before one goes on.
+    """
+
+    kind: Literal["task", "handler", "recall", "flush", "flushed"]
+    task: Task | None = None
+    last: bool = False
+    barrier: bool = False
+
+
+@dataclass(frozen=True)
+class News:
+    """What a host did at a position; it will tell nothing more of earlier ones.
+
+    :ivar text: for people only: a retry, handlers kept from an earlier run.
+    """
+
+    host: str
+    position: int
+    result: TaskResult | None = None
+    text: str = ""
+
+
+@dataclass
+class _Under:
+    """A task on its way."""
+
+    position: int
+    ready: Ready
+
+    @property
+    def complete(self) -> bool:
+        return all(piece.result is not None for piece in self.ready.pieces)
+
+
+@dataclass
+class _Quiet:
+    """The engine's own word with the host about handlers, on its way; nobody is told.
+
+    :ivar action: read (which are owed), done (`names` have run).
+    :ivar step: None where there is nothing to say to the host.
+    """
+
+    action: Literal["read", "done"]
+    step: Step | None
+    names: frozenset[str] = frozenset()
+    result: dict[str, Any] | None = None
+
+
+@dataclass
+class Walk:
+    """One host within one play.
+
+    :ivar play_key: under which name handlers are kept on the host.
+    :ivar at: every position below has been told of.
+    :ivar failed_in: numbers of blocks whose ``block`` part failed here and are being rescued.
+    :ivar failing: it has failed for good; only ``always`` parts still run, then it drops out.
+    :ivar notified: names of handlers to run; `owed`: those that an earlier run left.
+    """
+
+    state: HostState
+    chain: Chain
+    play_key: str
+    at: int = 0
+    failed_in: set[int] = field(default_factory=set)
+    failing: frozenset[int] | None = None
+    notified: set[str] = field(default_factory=set)
+    owed: set[str] = field(default_factory=set)
+    _ahead: Ready | None = None
+    _batch: list[_Under | _Quiet] = field(default_factory=list)
+    _size: int = 0
+
+    # ---- blocks and handlers
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether this host has a part in an entry, as things stand."""
+        if entry.kind != "task" and entry.kind != "handler":
+            return self.state.active
+        assert entry.task is not None
+        if entry.kind == "handler" and not self.notified & {entry.task.name, *entry.task.listen}:
+            return False
+        return self._wants(entry.task)
+
+    def _wants(self, task: Task) -> bool:
+        """Whether this task is on this host's way through the blocks."""
+        if not self.state.active:
+            return False
+        if self.failing is not None:
+            # After an unrescued failure: the always parts of the blocks it fell through.
+            return any(part == "always" and block.number in self.failing for block, part in task.inside)
+        for block, part in task.inside:
+            failed = block.number in self.failed_in
+            if (part == "block" and failed) or (part == "rescue" and not failed):
+                return False
+        return True
+
+    def fails(self, task: Task) -> Status:
+        """Notes a failure; ``rescued`` when a block takes care of it, else ``failed``."""
+        fallen = set(self.failing or ())
+        if self.failing is None:
+            for block, part in reversed(task.inside):
+                if part == "block" and block.rescues:
+                    self.failed_in.add(block.number)
+                    return "rescued"
+                if part != "always":
+                    fallen.add(block.number)
+        self.failing = frozenset(fallen)
+        return "failed"
+
+    def drop_if_failing(self) -> None:
+        """Where handlers run and where a play ends, a host that failed leaves."""
+        if self.failing is not None:
+            self.state.failed = True
+
+    # ---- the way
+
+    def prepare(self, entry: Entry) -> None:
+        """Prepares the one task of the next `run`, while no host is under way: all see the same of one another."""
+        assert entry.task is not None
+        self._ahead = self.chain.prepare(self.state, entry.task)
+
+    def run(
+        self,
+        session: Session,
+        entries: Sequence[Entry],
+        first: int,
+        end: int,
+        tell: Callable[[News], None],
+        others: Sequence[HostState] = (),
+    ) -> None:
+        """Does what entries `first` to `end` (exclusive) ask of this host.
+
+        :param others: hosts that get the results too (run_once).
+        :raises Unreachable: when the host is gone; `at` is then the position it was lost at.
+        """
+        self._session, self._tell, self._states = session, tell, [self.state, *others]
+        self._batch, self._size = [], 0
+        position = self.at = first
+        while True:
+            entry = entries[position] if position < end else None
+            failed_at = self._send() if self._waits(entry) else None
+            if failed_at is not None:
+                position = failed_at + 1
+            elif entry is None:
+                self.at = end
+                return
+            elif not self.takes(entry):
+                position += 1
+            elif entry.task is None:
+                self._mark(entry, position)
+                position += 1
+            else:
+                position = self._do(entry, position)
+
+    def _waits(self, entry: Entry | None) -> bool:
+        """Whether what is under way decides what this entry means. (A failure under way leads back before it.)"""
+        if entry is None:
+            return True
+        notifies = any(isinstance(one, _Under) and one.ready.task.notify for one in self._batch)
+        if entry.kind == "flush":
+            quiet = [one.action for one in self._batch if isinstance(one, _Quiet)]
+            return notifies or "done" in quiet or (entry.last and "read" in quiet)
+        return entry.kind == "handler" and notifies
+
+    def _do(self, entry: Entry, position: int) -> int:
+        """Adds a task to the batch, or does it at once; returns the position to go on at."""
+        task = entry.task
+        assert task is not None
+        try:
+            ready, self._ahead = self._ahead or self.chain.prepare(self.state, task), None
+        except NotYet:
+            if not self._batch:  # another host's value that it is about to get, where no barrier was foreseen
+                time.sleep(0.01)
+            failed_at = self._send()
+            return position if failed_at is None else failed_at + 1
+        if ready.alone:
+            failed_at = self._send()
+            if failed_at is None:
+                self._alone(ready, position)
+                failed_at = position if self._commit(_Under(position, ready)) else None
+            return position + 1 if failed_at is None else failed_at + 1
+        self._batch.append(_Under(position, ready))
+        self.state.pending |= ready.defines
+        for piece in ready.pieces:
+            if piece.step is not None:
+                piece.step = self._marked(piece, piece.step, task)
+                self._size += sum(len(value) for value in piece.step.args.values() if isinstance(value, str))
+        if ready.fails or needs_answer(task) or self._size > _MOST:
+            failed_at = self._send()
+            if failed_at is not None:
+                return failed_at + 1
+        return position + 1
+
+    def _marked(self, piece: Piece, step: Step, task: Task) -> Step:
+        """A step that the agent knows what to do after."""
+        notify = None
+        never_changes = task.changed_when is not None and any(one is False for one in task.changed_when)
+        if task.notify and not piece.check and not needs_answer(task) and not never_changes:
+            notify = {"play": self.play_key, "names": list(task.notify)}
+        return step._replace(go_on=goes_on(task), notify=notify)
+
+    def _mark(self, entry: Entry, position: int) -> None:
+        """What is not a task."""
+        if entry.kind == "recall":
+            self._batch.append(_Quiet("read", self._handlers("read")))
+        elif entry.kind == "flush":
+            self.drop_if_failing()
+            if entry.last and self.state.active and self.owed - self.notified:
+                kept = ", ".join(sorted(self.owed - self.notified))
+                self._tell(News(self.state.host.name, position, text=f"handlers kept from an earlier run: {kept}"))
+                self.notified |= self.owed
+        elif self.notified and self.failing is None:
+            names = frozenset(self.notified)
+            if self.chain.check:
+                self._batch.append(_Quiet("done", None, names, {}))
+            else:
+                self._batch.append(_Quiet("done", self._handlers("done", sorted(names)), names))
+
+    def _handlers(self, action: str, names: Sequence[str] = ()) -> Step:
+        return Step("handlers", {"play": self.play_key, "action": action, "names": list(names)}, task=-1)
+
+    # ---- to the host and back
+
+    def _send(self) -> int | None:
+        """Sends what is prepared and takes in the results; returns the position of a task that failed, or None."""
+        batch, self._batch, self._size = self._batch, [], 0
+        steps: list[Step] = []
+        owners: list[Piece | _Quiet] = []
+        for one in batch:
+            for owner in [one] if isinstance(one, _Quiet) else one.ready.pieces:
+                if owner.step is not None:
+                    steps.append(owner.step)
+                    owners.append(owner)
+        failed_at: int | None = None
+
+        def settle() -> None:
+            nonlocal failed_at
+            while batch and failed_at is None:
+                if isinstance(batch[0], _Quiet):
+                    if batch[0].result is None:
+                        return
+                    self._take_quiet(batch[0])
+                elif not batch[0].complete:
+                    return
+                elif self._commit(batch[0]):
+                    failed_at = batch[0].position
+                batch.pop(0)
+
+        def arrived(index: int, result: dict[str, Any]) -> None:
+            owners[index].result = result
+            settle()
+
+        settle()
+        if steps and failed_at is None:
+            self._session.run(steps, arrived)
+        self.state.pending.clear()
+        if batch and failed_at is None:
+            raise RuntimeError(f"the agent of {self.state.host.name} left out a task without a failure")
+        return failed_at
+
+    def _take_quiet(self, quiet: _Quiet) -> None:
+        result = quiet.result or {}
+        if result.get("failed"):
+            self._tell(News(self.state.host.name, self.at, text=f"warning: {result.get('msg')}"))
+        elif quiet.action == "read":
+            self.owed = set(result["names"])
+        if quiet.action == "done":
+            self.notified -= quiet.names
+            self.owed -= quiet.names
+
+    def _commit(self, under: _Under) -> bool:
+        """Judges and tells a task all of whose results are there; returns whether it failed."""
+        ready, task = under.ready, under.ready.task
+        kept = False  # the agent has written down what is to be notified
+        for piece in ready.pieces:
+            if not piece.judged:
+                raw = piece.result or {}
+                told = piece.step is not None and piece.step.notify is not None
+                kept = kept or (told and bool(raw.get("changed")) and not raw.get("failed"))
+                piece.result, piece.judged = self.chain.judge(task, piece, raw), True
+        result = self.chain.finish(ready, self._states)
+        if result.changed and result.status in ("changed", "ignored") and task.notify:
+            result = self._notify(ready, result, kept)
+        if result.status == "failed":
+            if not ready.hidden:
+                self.state.results["ansible_failed_result"] = dict(result.result)
+            self.state.results["ansible_failed_task"] = {"name": result.task, "action": task.module.full_name}
+            result = replace(result, status=self.fails(task))
+        self.at = under.position + 1
+        self._tell(News(self.state.host.name, under.position, result))
+        return result.status in ("failed", "rescued")
+
+    def _notify(self, ready: Ready, result: TaskResult, kept: bool) -> TaskResult:
+        try:
+            names = self.chain.notified(ready)
+        except LocatedError as error:
+            return replace(result, status="failed", result={**result.result, **failure(error)})
+        self.notified.update(names)
+        if not kept and any(not piece.check for piece in ready.pieces):
+            answers: list[dict[str, Any]] = []
+            self._session.run([self._handlers("add", names)], lambda _, answer: answers.append(answer))
+            if answers and answers[0].get("failed"):
+                why = {"failed": True, "msg": f"changed, but {answers[0].get('msg')}"}
+                return replace(result, status="failed", result={**result.result, **why})
+        return result
+
+    # ---- tasks that go back and forth
+
+    def _alone(self, ready: Ready, position: int) -> None:
+        """Does all pieces of a task, one after the other, each as often as until asks."""
+        for piece in ready.pieces:
+            if not piece.judged:
+                piece.result = self._with_retries(ready, piece, position)
+                piece.judged = True
+
+    def _with_retries(self, ready: Ready, piece: Piece, position: int) -> dict[str, Any]:
+        task = ready.task
+        if not tries_again(task):
+            return self.chain.judge(task, piece, self._once(task, piece))
+        try:
+            most, delay = self.chain.attempts(self.state, task)
+            for attempt in range(1, most + 1):
+                result = self.chain.judge(task, piece, self._once(task, piece))
+                if most > 1:
+                    result["attempts"] = attempt
+                if most == 1 or self.chain.until(task, piece, result):
+                    return result
+                if attempt < most:
+                    name, left = self.state.host.name, most - attempt
+                    text = f"FAILED - RETRYING: [{name}]: {ready.title} ({left} retries left)."
+                    self._tell(News(name, position, text=text))
+                    time.sleep(delay)
+                    again = self.chain.piece(self.state, task, piece.scope)
+                    piece.step, piece.talk, piece.result = again.step, again.talk, again.result
+        except LocatedError as error:
+            return failure(error)
+        return {**result, "attempts": most - 1, "failed": True}
+
+    def _once(self, task: Task, piece: Piece) -> dict[str, Any]:
+        """The raw result of one attempt."""
+        if piece.step is not None:
+            return self._call(piece.step)
+        if piece.talk is None:
+            return piece.result or {}
+        answer: dict[str, Any] | None = None
+        try:
+            while True:
+                call = piece.talk.send(answer) if answer is not None else next(piece.talk)
+                answer = self._call(self.chain.step(piece, call, task))
+        except StopIteration as end:
+            result: dict[str, Any] = end.value
+            return result
+        except (LocatedError, ActionFailed) as error:
+            return failure(error)
+
+    def _call(self, step: Step) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = []
+        self._session.run([step], lambda _, result: answers.append(result))
+        return answers[0]
