@@ -3,9 +3,9 @@
 In: `run` messages with a list of steps, each naming an operation, its arguments, check and diff mode and the
 identity to become. Out: `progress` while a step runs, a `result` for each, in order, and an `end`. Steps carry
 the number of the task they belong to: when a step fails and may not (`go_on`), the steps of later tasks are not
-run, so that a controller can send many tasks ahead. Both ends send a `beat` every BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is silent for ALONE
-seconds: the operation at work is asked to stop, gets GRACE seconds to finish its step, then every child
-goes and the agent with it.
+run, so that a controller can send many tasks ahead. Both ends send a `beat` every BEAT seconds. The agent ends
+when the controller says bye, closes the pipe, or is silent for ALONE seconds: the operation at work is asked to
+stop, gets GRACE seconds to finish its step, then every child goes and the agent with it.
 
 Another identity is a child agent under sudo, fed the same archive over its pipes; its frames are relayed.
 The password is written only after sudo's random prompt token has been seen.
@@ -209,7 +209,7 @@ class Agent(object):
             # Before anything else can go wrong: the change is made, so its handlers are owed.
             owed = perform("handlers", dict(notify, action="add"), Context(self, False, False, progress))
             if owed.get("failed"):
-                result = dict(result, failed=True, msg="changed, but " + owed["msg"])
+                result = dict(result, warnings=[*result.get("warnings", ()), owed["msg"]])
         return result
 
     def _as(self, become):

@@ -4,6 +4,7 @@ Both sides use this module, so the two ends cannot disagree. A frame is one JSON
 bounded (MAX_FRAME) before anything is allocated for it, and anything that is not a frame is a ProtocolError.
 """
 
+import datetime
 import json
 import struct
 from typing import Any, Dict, List
@@ -21,13 +22,19 @@ class ProtocolError(Exception):
 def pack(message: Dict[str, Any]) -> bytes:
     """The bytes of one frame.
 
-    :param message: a dict of JSON types.
+    :param message: a dict of JSON types; a date, which YAML knows and JSON does not, goes as its text.
     :raises ProtocolError: it would be larger than MAX_FRAME bytes.
     """
-    body = json.dumps(message, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    body = json.dumps(message, separators=(",", ":"), default=_plain).encode("utf-8", "surrogatepass")
     if len(body) > MAX_FRAME:
         raise ProtocolError("a message of {} bytes is over the limit of {}".format(len(body), MAX_FRAME))
     return _HEAD.pack(len(body)) + body
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime.date):
+        return str(value)
+    raise TypeError("{} cannot be sent".format(type(value).__name__))
 
 
 class Decoder:

@@ -229,7 +229,7 @@ def _run(
             answer = Answer({"error": str(error)}, EXIT_BAD_INPUT)
         if as_json:
             try:
-                print(json.dumps(answer.data | {"exit_code": answer.code}), flush=True)
+                print(json.dumps(answer.data | {"exit_code": answer.code}, default=str), flush=True)
             except OSError as error:
                 print(f"error: cannot write the answer: {error.strerror}", file=sys.stderr)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,7 +60,9 @@ def execute(argv, shown, args, context):
     if folder:
         folder = files.expand(folder)
         if not os.path.isdir(folder):
-            raise OperationError("cannot change to directory %s before running" % folder, cmd=shown)
+            raise OperationError(
+                "cannot change to directory %s before running" % folder, **_fields(shown, None, "", "")
+            )
     for key, unwanted, state in (("creates", True, "exists"), ("removes", False, "does not exist")):
         pattern = args.get(key)
         if pattern and bool(glob.glob(os.path.join(folder or "", files.expand(pattern)))) is unwanted:
@@ -98,6 +100,9 @@ def _fields(shown, code, out, err, **more):
         "stderr": err,
         "stdout_lines": out.splitlines(),
         "stderr_lines": err.splitlines(),
+        "start": None,
+        "end": None,
+        "delta": None,
     }
     fields.update(more)
     return fields

@@ -17,28 +17,29 @@ import struct
 import sys
 import time
 
-from operations import OperationError
+from operations import OperationError, _hardware
 
 _PROC_IPV4 = "/proc/net/route"
 # What each subset of gather_subset holds; names follow Ansible's.
 _SUBSETS = ("min", "hardware", "network", "virtual", "tcpfleet")
 # Ansible's finer subsets -> the one of ours that has their facts.
 _FINER = {
-    "hardware": ("devices", "mounts", "processor", "processor_cores", "processor_count"),
+    "hardware": ("mounts", "processor", "processor_cores", "processor_count"),
     "network": ("all_ipv4_addresses", "default_ipv4", "interfaces"),
     "virtual": ("virtualization_role", "virtualization_type"),
     "min": (
-        "architecture", "date_time", "distribution", "distribution_major_version", "distribution_release",
-        "distribution_version", "effective_user_id", "env", "kernel", "kernel_version", "machine", "machine_id",
-        "os_family", "pkg_mgr", "platform", "python", "python_version", "real_user_id", "service_mgr", "system",
-        "user", "user_dir", "user_gecos", "user_gid", "user_id", "user_shell", "user_uid",
+        "architecture", "cmdline", "date_time", "distribution", "distribution_major_version",
+        "distribution_release", "distribution_version", "effective_user_id", "env", "kernel", "kernel_version",
+        "loadavg", "machine", "machine_id", "os_family", "pkg_mgr", "platform", "python", "python_version",
+        "real_user_id", "service_mgr", "system", "user", "user_dir", "user_gecos", "user_gid", "user_id",
+        "user_shell", "user_uid",
     ),
 }  # fmt: skip
 _OURS = {finer: subset for subset, names in _FINER.items() for finer in names}
 # Subsets of Ansible that are not gathered here; to leave them out is no mistake.
 _OTHERS = (
-    "all_ipv6_addresses", "apparmor", "caps", "chroot", "cmdline", "default_ipv6", "dns", "facter",
-    "fibre_channel_wwn", "fips", "is_chroot", "iscsi", "loadavg", "local", "lsb", "nvme", "ohai", "selinux",
+    "all_ipv6_addresses", "apparmor", "caps", "chroot", "default_ipv6", "devices", "dns", "facter",
+    "fibre_channel_wwn", "fips", "is_chroot", "iscsi", "local", "lsb", "nvme", "ohai", "selinux",
     "ssh_pub_keys", "systemd",
 )  # fmt: skip
 
@@ -51,9 +52,13 @@ def run(args, context):
     :returns: ``ansible_facts``: fact name, without the prefix ``ansible_``, -> value. Sizes ``*_mb`` in MiB.
     """
     facts = {}
-    for subset in chosen(args.get("gather_subset") or ["all"]):
+    subsets = chosen(args.get("gather_subset") or ["all"])
+    for subset in subsets:
         facts.update(_GATHER[subset]())
     globs = [name[len("ansible_") :] if name.startswith("ansible_") else name for name in args.get("filter") or []]
+    if "hardware" in subsets and (not globs or any(fnmatch.fnmatch("mounts", glob) for glob in globs)):
+        # Only when asked for: a file server that is gone makes this wait.
+        facts["mounts"] = _mounts()
     if globs:
         facts = {name: facts[name] for name in facts if any(fnmatch.fnmatch(name, glob) for glob in globs)}
     facts["gather_subset"] = list(args.get("gather_subset") or ["all"])
@@ -99,6 +104,12 @@ def _minimum():
         "hostname": node.split(".")[0],
         "nodename": name.nodename,
         "fqdn": node,
+        "domain": node.partition(".")[2],
+        "userspace_bits": str(struct.calcsize("P") * 8),
+        "effective_user_id": os.geteuid(),
+        "effective_group_id": os.getegid(),
+        "real_user_id": os.getuid(),
+        "real_group_id": os.getgid(),
         "kernel": name.release,
         "kernel_version": name.version,
         "system": name.sysname,
@@ -109,7 +120,12 @@ def _minimum():
                 "major": sys.version_info[0],
                 "minor": sys.version_info[1],
                 "micro": sys.version_info[2],
-            }
+                "releaselevel": sys.version_info[3],
+                "serial": sys.version_info[4],
+            },
+            "version_info": list(sys.version_info),
+            "executable": sys.executable,
+            "type": sys.implementation.name,
         },
         "python_version": platform.python_version(),
         "pkg_mgr": _package_manager(),
@@ -123,9 +139,16 @@ def _minimum():
     try:
         user = pwd.getpwuid(os.getuid())
         facts.update(user_id=user.pw_name, user_dir=user.pw_dir, user_shell=user.pw_shell)
+        facts["user_gecos"] = user.pw_gecos
     except KeyError:
         facts["user_id"] = str(os.getuid())
-    facts.update(distribution_facts(_read("/etc/os-release") or _read("/usr/lib/os-release") or ""))
+    release = _read("/etc/os-release") or _read("/usr/lib/os-release") or ""
+    facts.update(distribution_facts(release, _read("/etc/debian_version") or ""))
+    cmdline = _read("/proc/cmdline")
+    if cmdline:
+        facts["cmdline"] = _hardware.words_of_cmdline(cmdline)
+    load = os.getloadavg()
+    facts["loadavg"] = {"1m": load[0], "5m": load[1], "15m": load[2]}
     machine = (_read("/etc/machine-id") or "").strip()
     if machine:
         facts["machine_id"] = machine
@@ -145,9 +168,12 @@ _NAMES = {
 }
 
 
-def distribution_facts(text):
+def distribution_facts(text, debian_version=""):
     """distribution, distribution_version, distribution_major_version, distribution_release, os_family from
-    the text of os-release(5)."""
+    the text of os-release(5), and distribution_minor_version where there is one.
+
+    :param debian_version: the text of /etc/debian_version, which alone knows Debian's point releases.
+    """
     fields = dict(re.findall(r'^(\w+)=["\']?(.*?)["\']?$', text, re.MULTILINE))
     if not fields.get("ID"):
         return {}
@@ -156,10 +182,14 @@ def distribution_facts(text):
         likes = fields.get("ID_LIKE", "").split()
         family = next((_NAMES[like][1] for like in likes if like in _NAMES), name)
     version = fields.get("VERSION_ID", "")
+    if name == "Debian" and re.match(r"^\d+(\.\d+)+$", debian_version.strip()):
+        version = debian_version.strip()
     facts = {"distribution": name, "os_family": family}
     if version:
         facts["distribution_version"] = version
         facts["distribution_major_version"] = version.split(".")[0]
+        if "." in version:
+            facts["distribution_minor_version"] = version.split(".")[1]
     if fields.get("VERSION_CODENAME"):
         facts["distribution_release"] = fields["VERSION_CODENAME"]
     return facts
@@ -193,6 +223,12 @@ def _date_time():
         "epoch": str(int(now)),
         "epoch_int": str(int(now)),
         "iso8601": time.strftime("%Y-%m-%dT%H:%M:%SZ", utc),
+        "iso8601_micro": time.strftime("%Y-%m-%dT%H:%M:%S", utc) + ".%06dZ" % (now % 1 * 1000000),
+        "iso8601_basic": time.strftime("%Y%m%dT%H%M%S", local) + "%06d" % (now % 1 * 1000000),
+        "iso8601_basic_short": time.strftime("%Y%m%dT%H%M%S", local),
+        "weekday_number": time.strftime("%w", local),
+        "weeknumber": time.strftime("%W", local),
+        "tz_dst": time.tzname[1],
         "year": time.strftime("%Y", local),
         "month": time.strftime("%m", local),
         "day": time.strftime("%d", local),
@@ -205,32 +241,36 @@ def _date_time():
     }
 
 
-def _hardware():
+def _machine():
     facts = {"processor_nproc": len(os.sched_getaffinity(0)), "processor_vcpus": os.cpu_count()}
-    cpus = _read("/proc/cpuinfo") or ""
-    models = re.findall(r"^model name\s*:\s*(.*)$", cpus, re.MULTILINE)
-    if models:
-        facts["processor"] = models
-    facts.update(memory_facts(_read("/proc/meminfo") or ""))
+    facts.update(_hardware.processor_facts(_read("/proc/cpuinfo") or ""))
+    facts.update(_hardware.memory_facts(_read("/proc/meminfo") or ""))
     up = _read("/proc/uptime")
     if up:
         facts["uptime_seconds"] = int(float(up.split()[0]))
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def memory_facts(text):
-    """memtotal_mb, memfree_mb, swaptotal_mb, swapfree_mb and memory_mb (MiB) from the text of /proc/meminfo."""
-    sizes = {name: int(kib) // 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    names = (
-        ("memtotal_mb", "MemTotal"),
-        ("memfree_mb", "MemFree"),
-        ("swaptotal_mb", "SwapTotal"),
-        ("swapfree_mb", "SwapFree"),
-    )
-    facts = {fact: sizes[key] for fact, key in names if key in sizes}
-    if "MemTotal" in sizes and "MemAvailable" in sizes:
-        facts["memavailable_mb"] = sizes["MemAvailable"]
-    return facts
+def _mounts():
+    """``mounts``: each real file system with its sizes in bytes, and counts of blocks and inodes."""
+    found = _hardware.mount_lines(_read("/proc/mounts") or "")
+    for entry in found:
+        try:
+            sizes = os.statvfs(entry["mount"])
+        except OSError:
+            continue  # the entry tells where it is mounted, and no more
+        entry.update(
+            size_total=sizes.f_frsize * sizes.f_blocks,
+            size_available=sizes.f_frsize * sizes.f_bavail,
+            block_size=sizes.f_bsize,
+            block_total=sizes.f_blocks,
+            block_available=sizes.f_bavail,
+            block_used=sizes.f_blocks - sizes.f_bavail,
+            inode_total=sizes.f_files,
+            inode_available=sizes.f_favail,
+            inode_used=sizes.f_files - sizes.f_favail,
+        )
+    return found
 
 
 def _network():
@@ -293,9 +333,18 @@ def interface_addresses():
                             "address": socket.inet_ntoa(raw),
                             "netmask": socket.inet_ntoa(mask),
                             "prefix": str(prefix),
+                            "network": _network_of(raw, prefix),
+                            # A broadcast address only where the kernel has one (IFA_BROADCAST), as Ansible says.
+                            "broadcast": socket.inet_ntoa(attributes[4]) if attributes.get(4) else "",
                         }
                     )
                 offset += (length + 3) & ~3
+
+
+def _network_of(raw, prefix):
+    """The network that an IPv4 address (4 bytes) is of."""
+    mask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
+    return socket.inet_ntoa(struct.pack(">I", struct.unpack(">I", raw)[0] & mask))
 
 
 def _route_attributes(data):
@@ -314,7 +363,12 @@ def _default_ipv4(addresses):
         fields = line.split()
         if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
             gateway = socket.inet_ntoa(struct.pack("<I", int(fields[2], 16)))
-            found = {"interface": fields[0], "gateway": gateway, "type": "ether"}
+            found = {"interface": fields[0], "alias": fields[0], "gateway": gateway, "type": "ether"}
+            mtu, mac = (_read("/sys/class/net/%s/%s" % (fields[0], name)) for name in ("mtu", "address"))
+            if mtu:
+                found["mtu"] = int(mtu)
+            if mac:
+                found["macaddress"] = mac.strip()
             if addresses.get(fields[0]):
                 found.update(addresses[fields[0]][0])
             return found
@@ -387,7 +441,7 @@ def _tcpfleet():
 
 _GATHER = {
     "min": _minimum,
-    "hardware": _hardware,
+    "hardware": _machine,
     "network": _network,
     "virtual": _virtual,
     "tcpfleet": _tcpfleet,

@@ -36,11 +36,14 @@ def run(args, context):
     result = {"changed": False, "state": state, "match_groups": [], "match_groupdict": {}}
     for key in ("port", "path", "search_regex"):
         result[key] = args.get(key)
+    path = args.get("path")
     _sleep(float(args.get("delay", 0)), context)
     while True:
         found = holds() if holds is not None else None
         if found:
             result["elapsed"] = int(time.monotonic() - began)
+            if path and os.path.exists(files.expand(path)):
+                result.update(files.describe(files.expand(path)))
             if found is not True:
                 result["match_groups"] = [_text(one) for one in found.groups()]
                 result["match_groupdict"] = {name: _text(one) for name, one in found.groupdict().items()}

@@ -207,7 +207,7 @@ def _check_files(layers: Layers, problems: Problems) -> None:
                 if not task.when:  # else the condition may ask for the file's existence
                     looked = ", ".join(str(one) for one in search.places(name, kind, folders))
                     problems.add(where, f"could not find '{name}' on the controller; looked at {looked}")
-            elif task.module.name == "template":
+            elif task.module.name == "template" and not any(one in task.args for one in template.DELIMITERS):
                 _check_template(path, task, folders, problems)
 
 

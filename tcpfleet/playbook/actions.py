@@ -51,12 +51,12 @@ def _find(source: str, kind: str, setting: Setting) -> Path:
 
 
 def _copy(args: Mapping[str, Any], setting: Setting) -> Call | Conversation:
-    own = ("src", "content", "remote_src", "local_follow", "decrypt")
+    own = ("src", "content", "remote_src", "local_follow")
     wire = {key: value for key, value in args.items() if key not in own}
     if args.get("remote_src"):
         if "content" in args:
             raise ActionFailed("remote_src copies a file of the host: it needs src, not content")
-        return Call("copy", {key: value for key, value in args.items() if key != "decrypt"})
+        return Call("copy", dict(args))
     preserve = args.get("mode") == "preserve"
     if preserve:
         del wire["mode"]
@@ -66,10 +66,14 @@ def _copy(args: Mapping[str, Any], setting: Setting) -> Call | Conversation:
         return Call("copy", {**wire, "content_b64": transfers.encoded(_content(args["content"]))})
     path = _find(args["src"], "files", setting)
     if path.is_dir():
+        if "checksum" in wire:
+            raise ActionFailed(f"checksum is for one file, and {path} is a directory")
         found = transfers.tree(path, args["src"].endswith("/"), args.get("local_follow", True))
         if found.directories:  # only a plain file of the host may be reached through a symlink
             wire.pop("follow", None)
         return transfers.send_tree(path, found, wire, preserve)
+    if "checksum" in wire and wire["checksum"] != transfers.checksum(path):
+        raise ActionFailed(f"{path} has the checksum {transfers.checksum(path)}, and not {wire['checksum']}")
     wire["basename"] = path.name
     if preserve:
         wire["mode"] = transfers.mode_of(path)
@@ -111,10 +115,6 @@ def _fetch(args: Mapping[str, Any], setting: Setting) -> Conversation | dict[str
 
 
 _NEWLINES = {"\\n": "\n", "\\r": "\r", "\\r\\n": "\r\n"}
-_SYNTAX = (
-    "block_start_string", "block_end_string", "variable_start_string", "variable_end_string",
-    "comment_start_string", "comment_end_string",
-)  # fmt: skip
 
 
 def _template(args: Mapping[str, Any], setting: Setting) -> Call:
@@ -131,9 +131,9 @@ def _template(args: Mapping[str, Any], setting: Setting) -> Call:
         trim_blocks=args.get("trim_blocks", True),
         lstrip_blocks=args.get("lstrip_blocks", False),
         newline=_NEWLINES.get(newline, newline),
-        syntax=tuple((key, args[key]) for key in _SYNTAX if key in args),
+        syntax=tuple((key, args[key]) for key in template.DELIMITERS if key in args),
     )
-    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *_SYNTAX)
+    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *template.DELIMITERS)
     wire = {key: value for key, value in args.items() if key not in own}
     if wire.get("mode") == "preserve":
         wire["mode"] = transfers.mode_of(path)

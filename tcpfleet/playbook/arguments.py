@@ -14,7 +14,16 @@ from tcpfleet.playbook.nodes import NAME, Reader
 from tcpfleet.playbook.source import Text, Where, place, where_of
 
 # Words of a command line that are options of the module, not part of the command.
-_COMMAND_OPTIONS = ("chdir", "creates", "removes", "executable", "stdin", "stdin_add_newline", "strip_empty_ends")
+_COMMAND_OPTIONS = (
+    "chdir",
+    "creates",
+    "removes",
+    "executable",
+    "stdin",
+    "stdin_add_newline",
+    "strip_empty_ends",
+    "expand_argument_vars",
+)
 
 
 class ArgumentReader(Reader):

@@ -7,6 +7,7 @@ operation in payload/operations.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -366,9 +367,12 @@ def _to_str(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
+_SCALARS = (int, float, datetime.date)  # what YAML makes of words in a list of texts
+
+
 def _to_list(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
-        return list(value)
+        return [str(one) if isinstance(one, _SCALARS) and not isinstance(one, bool) else one for one in value]
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     if isinstance(value, (int, float)):

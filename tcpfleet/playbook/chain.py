@@ -145,6 +145,10 @@ class Chain:
         """The variables of a host at a task."""
         return Scope(self._run, state, (task.vars, *self._layers), where=task.where)
 
+    def title(self, state: HostState, task: Task) -> str:
+        """What a task is called on a host. :raises NotYet: when its name needs what is under way."""
+        return _title(task, self.scope(state, task))
+
     def prepare(self, state: HostState, task: Task) -> Ready:
         """Renders everything of a task that can be known before it runs.
 
@@ -152,7 +156,7 @@ class Chain:
         """
         scope = self.scope(state, task)
         ready = Ready(task, _title(task, scope), scope)
-        if task.number == GATHERING and self._facts is not None and not self._facts:
+        if task.number == GATHERING and self._facts is not None and not self._facts and not task.when:
             result = {"changed": False, "ansible_facts": {}, "msg": "this playbook uses no facts"}
             ready.pieces.append(Piece(scope, result=result))
             return ready

@@ -193,6 +193,8 @@ class Runner:
             "playbook_dir": str(play.folder),
             "ansible_check_mode": self._options.check,
             "ansible_diff_mode": self._options.diff,
+            "ansible_run_tags": sorted(self._options.tags) or ["all"],
+            "ansible_skip_tags": sorted(self._options.skip_tags),
             "ansible_play_hosts_all": [host.name for host in hosts],
             "ansible_play_name": play.name,
         }
@@ -428,6 +430,7 @@ def _gathering(play: Play, facts: frozenset[str] | None) -> Task:
         module=MODULES["setup"],
         args={"gather_subset": list(play.gather_subset), **wanted},
         where=play.where,
+        when=play.gather_when,
         become=play.become,
         become_user=play.become_user,
         become_method=play.become_method,

@@ -326,7 +326,7 @@ class _Trace:
         if task.module.name != "template":
             return
         names = source_names(self._layers, task)
-        if names is None:
+        if names is None or any(one in task.args for one in template.DELIMITERS):
             self._reach.any()
             return
         for name in names:

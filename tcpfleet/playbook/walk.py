@@ -108,6 +108,7 @@ class Walk:
     notified: set[str] = field(default_factory=set)
     owed: set[str] = field(default_factory=set)
     _ahead: Ready | None = None
+    _unkept: list[str] = field(default_factory=list)
     _batch: list[_Under | _Quiet] = field(default_factory=list)
     _size: int = 0
 
@@ -118,9 +119,16 @@ class Walk:
         if entry.kind != "task" and entry.kind != "handler":
             return self.state.active
         assert entry.task is not None
-        if entry.kind == "handler" and not self.notified & {entry.task.name, *entry.task.listen}:
+        if entry.kind == "handler" and not (self.notified and self.notified & self._names_of(entry.task)):
             return False
         return self._wants(entry.task)
+
+    def _names_of(self, handler: Task) -> set[str]:
+        """What a handler answers to on this host; a name that cannot be rendered yet stands for itself."""
+        try:
+            return {self.chain.title(self.state, handler), handler.name, *handler.listen}
+        except NotYet:
+            return {handler.name, *handler.listen}
 
     def _wants(self, task: Task) -> bool:
         """Whether this task is on this host's way through the blocks."""
@@ -219,6 +227,7 @@ class Walk:
             if failed_at is None:
                 self._alone(ready, position)
                 failed_at = position if self._commit(_Under(position, ready)) else None
+                self._keep()
             return position + 1 if failed_at is None else failed_at + 1
         self._batch.append(_Under(position, ready))
         self.state.pending |= ready.defines
@@ -294,6 +303,7 @@ class Walk:
         settle()
         if steps and failed_at is None:
             self._session.run(steps, arrived)
+        self._keep()
         self.state.pending.clear()
         if batch and failed_at is None:
             raise RuntimeError(f"the agent of {self.state.host.name} left out a task without a failure")
@@ -319,13 +329,15 @@ class Walk:
                 told = piece.step is not None and piece.step.notify is not None
                 kept = kept or (told and bool(raw.get("changed")) and not raw.get("failed"))
                 piece.result, piece.judged = self.chain.judge(task, piece, raw), True
+                for text in raw.get("warnings") or ():
+                    self._tell(News(self.state.host.name, under.position, text=f"warning: {text}"))
         result = self.chain.finish(ready, self._states)
         if result.changed and result.status in ("changed", "ignored") and task.notify:
             result = self._notify(ready, result, kept)
         if result.status == "failed":
             if not ready.hidden:
                 self.state.results["ansible_failed_result"] = dict(result.result)
-            self.state.results["ansible_failed_task"] = {"name": result.task, "action": task.module.full_name}
+            self.state.results["ansible_failed_task"] = {"name": task.name, "action": task.module.full_name}
             result = replace(result, status=self.fails(task))
         self.at = under.position + 1
         self._tell(News(self.state.host.name, under.position, result))
@@ -338,12 +350,16 @@ class Walk:
             return replace(result, status="failed", result={**result.result, **failure(error)})
         self.notified.update(names)
         if not kept and any(not piece.check for piece in ready.pieces):
-            answers: list[dict[str, Any]] = []
-            self._session.run([self._handlers("add", names)], lambda _, answer: answers.append(answer))
-            if answers and answers[0].get("failed"):
-                why = {"failed": True, "msg": f"changed, but {answers[0].get('msg')}"}
-                return replace(result, status="failed", result={**result.result, **why})
+            self._unkept.extend(names)
         return result
+
+    def _keep(self) -> None:
+        """Has the host write down what is owed, where its agent could not know that by itself."""
+        names, self._unkept = self._unkept, []
+        if names:
+            answer = self._call(self._handlers("add", names))
+            if answer.get("failed"):
+                self._tell(News(self.state.host.name, self.at, text=f"warning: {answer.get('msg')}"))
 
     # ---- tasks that go back and forth
 

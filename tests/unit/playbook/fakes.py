@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import wire
 from operations import TABLE, OperationError
 
 from tcpfleet.errors import HostFailed, Unreachable
@@ -73,20 +74,25 @@ class FakeSession:
     calls: list[Call] = field(default_factory=list)
     messages: list[int] = field(default_factory=list)
     owed: dict[str, list[str]] = field(default_factory=dict)
+    busy: bool = False
 
     def run(self, steps: Sequence[Step], on_result: Callable[[int, dict[str, Any]], None]) -> None:
         """Runs steps as the agent does: later tasks are left out after one that failed."""
+        assert not self.busy, "a session has one channel: no message while another is answered"
+        self.busy = True
         self.messages.append(0)
         failed_in = None
         for index, step in enumerate(steps):
             if failed_in is not None and step.task != failed_in:
                 break
+            wire.pack(step.message())  # must be sendable
             result = json.loads(json.dumps(self._perform(step)))
             if step.notify and result.get("changed") and not result.get("failed"):
                 self._handlers({**step.notify, "action": "add"})
             on_result(index, result)
             if result.get("failed") and not step.go_on:
                 failed_in = step.task
+        self.busy = False
 
     def call(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """One operation by itself."""

@@ -133,6 +133,18 @@ def test_a_large_file_that_the_host_refuses(host: Host) -> None:
     assert result["failed"] and "does not exist" in result["msg"]
 
 
+@pytest.mark.parametrize("size", [3, 50])
+@pytest.mark.usefixtures("small_pieces")
+def test_another_checksum_than_expected(host: Host, size: int) -> None:
+    lay_out(host.folder, {"files/f": bytes(size)})
+    args = {"src": "f", "dest": f"{host.folder}/host/g", "checksum": hashlib.sha1(bytes(size)).hexdigest()}
+    assert host.run("copy", args)["changed"]
+    with pytest.raises(ActionFailed, match="and not 000"):
+        host.run("copy", {**args, "checksum": "0" * 40})
+    with pytest.raises(ActionFailed, match="one file"):
+        host.run("copy", {**args, "src": ""})
+
+
 TREE = {"files/t/a": b"a" * 3, "files/t/sub/b": b"b" * 40, "files/t/sub/c": b"c" * 9, "files/t/sub/d": b"d" * 7}
 
 

@@ -64,3 +64,45 @@ def test_inheritance_from_blocks(tmp_path: Path) -> None:
     assert (inner.when, inner.vars, inner.tags) == (("a", "b"), {"x": 1, "y": 2}, {"play", "block", "own"})
     assert (inner.become, inner.become_user, inner.ignore_errors) == (True, "deploy", True)
     assert (outer.when, outer.vars, outer.become_user) == ((), {}, None)
+
+
+def test_imports_hand_on_what_they_say(tmp_path: Path) -> None:
+    files = {
+        "p.yml": "- hosts: all\n  vars: {which: more, v: play}\n  tasks:\n    - ping:\n"
+        "    - import_tasks: sub/{{ which }}.yml\n      vars: {v: import}\n      when: a\n"
+        "      tags: t\n      become: true\n"
+        "  handlers:\n    - import_tasks: handlers.yml\n"
+        "- import_playbook: sub/other.yml\n  vars: {v: import}\n  when: c\n  tags: o\n",
+        "sub/more.yml": "- import_tasks: deep/last.yml\n  when: b\n- import_tasks: handlers.yml\n",
+        "sub/deep/last.yml": "- ping:\n  vars: {w: 1}\n  tags: own\n",
+        "handlers.yml": "- name: H\n  ping:\n",
+        "sub/other.yml": "- hosts: all\n  vars: {v: own, x: 1}\n  tasks:\n    - ping:\n      when: d\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    first, second = load(tmp_path / "p.yml").plays
+    _, task, beside_playbook = first.tasks
+    assert (task.when, task.vars, task.tags, task.become) == (
+        ("a", "b"),
+        {"v": "import", "w": 1},
+        {"t", "own"},
+        True,
+    )
+    assert Path(task.where.file).name == "last.yml" and beside_playbook.name == "H"
+    assert [one.number for one in (*first.tasks, *first.handlers, *second.tasks)] == [1, 2, 3, 4, 5]
+    assert first.handlers[0].name == "H"
+    assert (second.vars, second.tags, second.gather_when) == ({"v": "import", "x": 1}, {"o"}, ("c",))
+    assert second.tasks[0].when == ("c", "d")
+    assert (first.folder, second.folder) == (tmp_path.resolve(), tmp_path.resolve() / "sub")
+
+
+def test_serial_and_strategy(tmp_path: Path) -> None:
+    (tmp_path / "p.yml").write_text(
+        "- {hosts: all, serial: [1, '30%', '{{ n }}'], vars: {n: 2}, strategy: linear, any_errors_fatal: true}\n",
+        encoding="utf-8",
+    )
+    book = load(tmp_path / "p.yml")
+    assert not book.problems
+    play = book.plays[0]
+    assert (play.serial, play.strategy, play.any_errors_fatal) == ((1, "30%", 2), "linear", True)

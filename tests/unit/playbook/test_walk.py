@@ -183,6 +183,15 @@ def test_handlers_pending_at_a_failure_run_next_time(tmp_path: Path) -> None:
     assert "HANDLER" not in text
 
 
+def test_what_an_expression_makes_changed_is_owed_too(tmp_path: Path) -> None:
+    tasks = """
+    - {command: echo 1, register: a, changed_when: a.stdout == '1', notify: h}
+    - {command: "false"}
+    """
+    recap, fleet, _ = run(tmp_path, play_of(tasks, "[{name: h, ping: }]"))
+    assert fleet.sessions["h1"].owed == {KEY: ["h"]} and recap.pending == {"h1": ["h"]}
+
+
 def test_a_handler_that_fails_is_owed(tmp_path: Path) -> None:
     recap, fleet, _ = run(
         tmp_path, play_of("[{command: 'true', notify: a}]", "[{name: a, command: 'false'}, {name: b, ping: }]")
