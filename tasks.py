@@ -111,6 +111,21 @@ def tune(options: Options, profile: str = "") -> Answer:
 
 
 @task(
+    common=("json",),
+    help={
+        "out": "folder to write into (the current one)",
+        "connections": "connections to one target (64510, the most that one address has ports for)",
+        "force": "overwrite files of an earlier run",
+    },
+)
+def windows_tuning(options: Options, out: str = "", connections: str = "", force: bool = False) -> Answer:
+    """Write a .reg and a PowerShell script that let a Windows machine open many connections."""
+    from tcpfleet import windows
+
+    return windows.windows_tuning(options, out, connections, force=force)
+
+
+@task(
     help={
         "port": "port to listen on (1883)",
         "bind": "address to listen on (0.0.0.0)",
@@ -247,11 +262,11 @@ def lint(options: Options) -> Answer:
     help={
         "what": "playbook",
         "rounds": "how often each figure is taken; medians count (3)",
-        "only": "parts of it, comma separated; then nothing is written",
+        "only": "parts of it, comma separated; the others' tables stay",
     },
 )
 def bench(options: Options, what: str, rounds: str = "3", only: str = "") -> Answer:
-    """Measure against other tools on the lab; writes the table into benchmarks/README.md."""
+    """Measure against other tools on the lab; writes the tables into benchmarks/README.md."""
     from tcpfleet import bench as benchmarks
 
     return benchmarks.run(options, what, rounds, only)

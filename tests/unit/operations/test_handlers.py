@@ -52,5 +52,5 @@ def test_a_damaged_file_is_named_and_left_alone(place: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(place: Path) -> None:
     place.parent.mkdir()
     place.write_text("a file is in the way")
-    with pytest.raises(OperationError, match="cannot keep pending handlers in .*handlers.json"):
+    with pytest.raises(OperationError, match=r"cannot keep pending handlers in .*handlers\.json"):
         ask("add", "a")

@@ -1,9 +1,9 @@
 """Operations, case by case (cases/*.yml), under every Python that payload/ is meant for.
 
 A file holds cases of one operation: ``op``, and under ``cases`` name -> ``files`` (path -> text, ``{text, mode}``,
-``{link}`` or ``{dir: mode}``) and ``steps``: ``args``, ``check``, ``op`` (when another), ``result`` (fields the result
-must have; a text beginning with ``~`` must be contained) and ``files`` (as they must be afterwards; null: nothing
-there).
+``{link}`` or ``{dir: mode}``) and ``steps``: ``args``, ``check``, ``op`` (when it is another), ``result`` (fields
+the result must have; a text beginning with ``~`` must be contained) and ``files`` (as they must be afterwards;
+null: nothing there).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operations import TABLE, OperationError, _files, _kernel, setup, systemd
+from operations import TABLE, OperationError, _files, _hardware, _kernel, setup, systemd
 
 from tests.unit.interpreters import INTERPRETERS
 
@@ -185,12 +185,40 @@ def test_facts_of_this_machine() -> None:
             "os_family": "Debian",
             "distribution_version": "21.1",
             "distribution_major_version": "21",
+            "distribution_minor_version": "1",
         }),
         ("", {}),
     ],
 )  # fmt: skip
 def test_distribution(text: str, facts: dict[str, str]) -> None:
     assert setup.distribution_facts(text) == facts
+
+
+def test_debians_point_release() -> None:
+    facts = setup.distribution_facts('ID=debian\nVERSION_ID="12"\n', "12.11\n")
+    assert (facts["distribution_version"], facts["distribution_minor_version"]) == ("12.11", "11")
+    assert setup.distribution_facts('ID=debian\nVERSION_ID="13"\n', "trixie/sid\n")["distribution_version"] == "13"
+
+
+def test_processors() -> None:
+    one = "processor\t: {}\nvendor_id\t: V\nmodel name\t: M x\nphysical id\t: {}\nsiblings\t: 4\n"
+    one += "core id\t\t: {}\ncpu cores\t: 2\n"
+    text = "\n".join(one.format(n, n // 4, n % 2) for n in range(8))
+    facts = _hardware.processor_facts(text)
+    assert facts["processor"][:3] == ["0", "V", "M x"]
+    assert [facts["processor_" + name] for name in ("count", "cores", "threads_per_core", "vcpus")] == [2, 2, 2, 8]
+    assert _hardware.processor_facts("processor : 0\n\nprocessor : 1\n")["processor_count"] == 2
+    assert _hardware.processor_facts("") == {}
+
+
+def test_memory_mounts_and_the_kernels_command_line() -> None:
+    text = "MemTotal: 4096 kB\nMemFree: 1024 kB\nCached: 1024 kB\nBuffers: 0 kB\nSwapTotal: 0 kB\n"
+    facts = _hardware.memory_facts(text)
+    assert facts["memory_mb"]["real"] == {"total": 4, "used": 3, "free": 1}
+    assert facts["memory_mb"]["nocache"] == {"free": 2, "used": 2}
+    lines = "/dev/a /mnt/a\\040b ext4 rw 0 1\nproc /proc proc rw 0 0\nfs:/x /y nfs rw 0 0\n"
+    assert [one["mount"] for one in _hardware.mount_lines(lines)] == ["/mnt/a b", "/y"]
+    assert _hardware.words_of_cmdline("quiet root=/dev/a=b\n") == {"quiet": True, "root": "/dev/a=b"}
 
 
 class Systemctl:

@@ -1,0 +1,79 @@
+"""Feature playbooks, as people write them: ours and ansible-playbook do the same, say the same, leave the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parity import compare
+from tests.parity.cases import TUNED, UNTUNED, Case, run_case
+from tests.parity.conftest import Pair
+
+pytestmark = pytest.mark.lab
+
+THIRTY = ("/etc", "/opt/parity-broker", "/etc/parity-broker", "/var/lib/parity-broker", "/var/log/parity-broker",
+          "/usr/local/bin")  # fmt: skip
+
+UNDO_THIRTY = f"""
+systemctl disable --now parity-broker 2>/dev/null
+rm -rf {" ".join(THIRTY[1:5])} /usr/local/bin/parity-broker /etc/*/*parity-broker* /etc/*/*/*parity-broker*
+systemctl daemon-reload
+{UNTUNED}
+"""
+CASES = (
+    Case("thirty_tasks", extra_vars=("target=node",), quick=True, roots=THIRTY, sysctls=TUNED,
+         units=("parity-broker",), reset=UNDO_THIRTY),
+    Case("blocks", quick=True),
+    Case("handlers", quick=True, converges=False),
+    Case("loops"),
+    Case("conditions", converges=False),
+    Case("variables", extra_vars=("play_against_extra=extra which=second", '{"also": [1, {"x": null}]}')),
+    Case("outcomes", converges=False),
+    Case("expressions"),
+    Case("templating"),
+    Case("copying"),
+    Case("files", converges=False),
+    Case("lines"),
+    Case("commands", converges=False),
+    Case("looking", fetches=True, converges=False),
+    Case("become", roots=("/srv",), reset="rm -rf /srv/parity /etc/parity-forbidden"),
+    Case("units", roots=("/etc",), units=("parity", "parity-none"), converges=False,
+         reset="systemctl disable --now parity 2>/dev/null; "
+               "rm -f /etc/systemd/system/parity*; systemctl daemon-reload"),
+    Case("kernel", roots=("/etc",), sysctls=TUNED, converges=False,
+         reset=f"rm -f /etc/*/90-parity.conf* /etc/security/limits.d/9*.conf; {UNTUNED}; "
+               "touch /etc/security/limits.d/90-parity.conf"),
+    Case("facts"),
+    Case("tags", converges=False, check=False),
+    *(
+        Case("tags", options, converges=False, check=False)
+        for options in (
+            {"tags": "install"}, {"tags": "install,second"}, {"tags": "never"}, {"tags": "danger"},
+            {"tags": "tagged"}, {"tags": "untagged"}, {"tags": "all"}, {"tags": "always"}, {"tags": "play_tag"},
+            {"tags": "imported"}, {"skip_tags": "always"}, {"skip_tags": "install"}, {"skip_tags": "tagged"},
+            {"skip_tags": "untagged"}, {"tags": "blocked", "skip_tags": "install"}, {"tags": "slow,never"},
+            {"start_at_task": "Configure"}, {"start_at_task": "In the block with its own"},
+            {"start_at_task": "Post"}, {"start_at_task": "Step tw*"},
+        )
+    ),
+    Case("sections", converges=False),
+    Case("sections", {"tags": "second_import"}, converges=False, check=False),
+    Case("retries"),
+    Case("blocks_failing", code=2),
+    Case("blocks_failing", {"limit": "n1:n2:!n1"}, code=2, check=False),
+    Case("blocks_failing", {"limit": "brokers:&replica"}, code=2, check=False),
+    Case("once", converges=False),
+    Case("serial", converges=False, code=2),
+    Case("serial_goes_on", code=2),
+    Case("fatal", code=2),
+    Case("fatal_task", code=2),
+)  # fmt: skip
+
+
+def cases() -> list[object]:
+    return [pytest.param(case, id=case.id, marks=() if case.quick else pytest.mark.full) for case in CASES]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_feature(pair: Pair, case: Case) -> None:
+    problems = run_case(pair, case)
+    assert not problems, "\n".join(["ours and Ansible differ:", *compare.grouped(problems)])
