@@ -102,14 +102,22 @@ class Step(NamedTuple):
 # ---------------------------------------------------------------- the archive
 
 
-@functools.lru_cache(maxsize=1)
+_archive_lock = threading.Lock()
+
+
 def archive() -> tuple[bytes, str]:
     """All of payload/ as the stub wants it, and its sha256; the same files always give the same bytes."""
+    with _archive_lock:  # else every host's thread would pack it at the same time
+        return _packed()
+
+
+@functools.lru_cache(maxsize=1)
+def _packed() -> tuple[bytes, str]:
     sources = {
         path.relative_to(PAYLOAD).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(PAYLOAD.rglob("*.py"))
     }
-    data = zlib.compress(json.dumps(sources, sort_keys=True).encode(), 9)
+    data = zlib.compress(json.dumps(sources, sort_keys=True).encode(), 6)
     return data, hashlib.sha256(data).hexdigest()
 
 
@@ -269,7 +277,10 @@ def _fabric_config(path: str | None) -> Any:
         if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
             config.load_ssh_config()
             object.__setattr__(config, "_tcpfleet_loaded", True)
-        return config.clone()
+        # Not config.clone(), which reads the files again and adds their rules to the shared ones.
+        import fabric
+
+        return fabric.Config(ssh_config=config.base_ssh_config, lazy=True)
 
 
 def _ssh_connection(how: Connection, connect_timeout: float) -> fabric.Connection:
