@@ -695,6 +695,10 @@ def _end_orphans(names: set[str]) -> None:
 def _discard(host: LabHost) -> None:
     """End what still runs on one host's layers, unmount and delete them, and remove its cgroups."""
     _end_orphans({host.name})
+    # The network namespace of a machine that died hard lives on while it has data to send, and its link with it.
+    link = f"vb-{host.machine}"
+    if Path("/sys/class/net", link).exists():
+        _run("ip", "link", "delete", link)
     _unmount(host.directory)
     shutil.rmtree(host.directory, ignore_errors=True)
     _remove_cgroups(host.machine)

@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     from tcpfleet import lab
 
     no_lab = lab.why_not()
+    # Those that boot a lab of their own come before the others' lab is up.
+    items.sort(key=lambda item: "no_lab" not in getattr(item, "fixturenames", ()))
     for item in items:
         if item.get_closest_marker("full") and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="long: runs under `inv test --full`"))
