@@ -182,7 +182,8 @@ def _destination(args):
 def _result(dest, changed, msg, extra=None, content=None):
     result = dict(extra or {})
     result.update(files.describe(dest))
-    result.pop("path")
+    if changed:
+        result.pop("path")  # as in Ansible, which tells it of files that it leaves as they are
     result.update(changed=changed, msg=msg, dest=dest)
     if content is not None:
         result["checksum"] = content.checksum

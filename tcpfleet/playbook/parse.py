@@ -37,7 +37,7 @@ _PLAY_KEYS = (
 _IMPORT_PLAYBOOK = ("import_playbook", "ansible.builtin.import_playbook", "ansible.legacy.import_playbook")
 _IMPORT_PLAYBOOK_KEYS = ("name", "vars", "when", "tags")
 _SHARED_KEYS = ("name", "when", *_INHERITED_KEYS)
-_BLOCK_KEYS = (*_SHARED_KEYS, "block", "rescue", "always")
+_BLOCK_KEYS = (*_SHARED_KEYS, "notify", "block", "rescue", "always")
 _IMPORT_TASKS = ("import_tasks", "ansible.builtin.import_tasks", "ansible.legacy.import_tasks")
 _TASK_KEYS = (
     *_SHARED_KEYS, "args", "loop", "loop_control", "register", "changed_when", "failed_when", "until", "retries",
@@ -81,6 +81,7 @@ class _Inherited:
     any_errors_fatal: Any = False
     environment: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+    notify: tuple[str, ...] = ()
     inside: tuple[tuple[Block, Part], ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -422,6 +423,8 @@ class _Parser(ArgumentReader):
             changes["environment"] = {**outer.environment, **self._environment(found["environment"][1])}
         if "tags" in found:
             changes["tags"] = outer.tags | self._tags(found["tags"][1])
+        if "notify" in found:
+            changes["notify"] = self.words(found["notify"][1], "notify")
         for key in ("become", "check_mode", "no_log", "ignore_errors", "run_once", "any_errors_fatal"):
             if key in found:
                 changes[key] = self.flag(found[key][1], key)
@@ -578,7 +581,7 @@ class _Parser(ArgumentReader):
             delay=self._count(found, "delay", whole=False),
             run_once=common.run_once,
             any_errors_fatal=common.any_errors_fatal,
-            notify=self.words(found["notify"][1], "notify") if "notify" in found else (),
+            notify=common.notify,
             listen=self.words(found["listen"][1], "listen") if "listen" in found else (),
             become=common.become,
             become_user=common.become_user,

@@ -235,7 +235,8 @@ def _undef(hint: str | None = None) -> Undefined:
 
 _OPTIONS: dict[str, Any] = {"undefined": Undefined, "extensions": ["jinja2.ext.do", "jinja2.ext.loopcontrols"]}
 # autoescape is for HTML; these templates make configuration files and arguments.
-_VALUES = _prepare(_ValueEnvironment(finalize=_as_it_is, **_OPTIONS))
+# Ansible trims the newline after a block in values too, not only in template files.
+_VALUES = _prepare(_ValueEnvironment(finalize=_as_it_is, trim_blocks=True, **_OPTIONS))
 _CONDITIONS = _prepare(_NativeEnvironment(finalize=_as_it_is, **_OPTIONS))
 
 

@@ -95,6 +95,7 @@ class Walk:
     :ivar play_key: under which name handlers are kept on the host.
     :ivar at: every position below has been told of.
     :ivar failed_in: numbers of blocks whose ``block`` part failed here and are being rescued.
+    :ivar fallen: numbers of blocks that it left by a failure on the way to a rescue further out.
     :ivar failing: it has failed for good; only ``always`` parts still run, then it drops out.
     :ivar notified: names of handlers to run; `owed`: those that an earlier run left.
     """
@@ -104,6 +105,7 @@ class Walk:
     play_key: str
     at: int = 0
     failed_in: set[int] = field(default_factory=set)
+    fallen: set[int] = field(default_factory=set)
     failing: frozenset[int] | None = None
     notified: set[str] = field(default_factory=set)
     owed: set[str] = field(default_factory=set)
@@ -137,10 +139,14 @@ class Walk:
         if self.failing is not None:
             # After an unrescued failure: the always parts of the blocks it fell through.
             return any(part == "always" and block.number in self.failing for block, part in task.inside)
-        for block, part in task.inside:
+        for depth, (block, part) in enumerate(task.inside):
             failed = block.number in self.failed_in
-            if (part == "block" and failed) or (part == "rescue" and not failed):
+            if part == "rescue" and not failed:
                 return False
+            # On the way to a rescue, the always parts of the blocks within still run.
+            inner = task.inside[depth + 1 :]
+            if part == "block" and failed:
+                return any(way == "always" and one.number in self.fallen for one, way in inner)
         return True
 
     def fails(self, task: Task) -> Status:
@@ -150,6 +156,7 @@ class Walk:
             for block, part in reversed(task.inside):
                 if part == "block" and block.rescues:
                     self.failed_in.add(block.number)
+                    self.fallen |= fallen
                     return "rescued"
                 if part != "always":
                     fallen.add(block.number)
