@@ -85,14 +85,16 @@ def chosen_hosts(play: Play, inventory: Inventory, limit: str | Sequence[str] | 
 
 
 def is_chosen(task: Task, options: Options) -> bool:
-    """Whether ``--tags`` and ``--skip-tags`` leave a task in; ``always`` and ``never`` as in Ansible."""
-    tags = task.tags
-    if options.tags:
-        picked = bool(tags & options.tags) or "always" in tags or "all" in options.tags
-        picked = picked or ("tagged" in options.tags and bool(tags)) or ("untagged" in options.tags and not tags)
-    else:
-        picked = "never" not in tags
-    return picked and not (tags & options.skip_tags)
+    """Whether ``--tags`` and ``--skip-tags`` leave a task in; always, never, tagged, untagged, all as in Ansible."""
+    tags = task.tags or frozenset(("untagged",))
+    wanted, unwanted = options.tags or frozenset(("all",)), options.skip_tags
+    named = "always" in tags or bool(tags & wanted)
+    picked = "all" in wanted or ("tagged" in wanted and bool(task.tags))
+    if not named and (not picked or "never" in tags):
+        return False
+    if "all" in unwanted:
+        return "always" in tags and "always" not in unwanted
+    return not (tags & unwanted) and not ("tagged" in unwanted and task.tags)
 
 
 class _Board:
@@ -249,9 +251,7 @@ class Runner:
             gone |= {walk.state.host.name for walk in walks if walk.failing is not None}
             magic["ansible_play_hosts"] = [name for name in magic["ansible_play_hosts_all"] if name not in gone]
             magic["play_hosts"] = magic["ansible_play_batch"]
-            taking_part = [
-                walk for walk in walks if any(one.task and walk.takes(one) for one in entries[position:end])
-            ]
+            taking_part = [walk for walk in walks if any(walk.takes(one) for one in entries[position:end])]
             once = False
             task = entries[position].task
             if taking_part and end == position + 1 and task is not None and task.run_once is not False:

@@ -118,8 +118,12 @@ class Walk:
 
     def takes(self, entry: Entry) -> bool:
         """Whether this host has a part in an entry, as things stand."""
-        if entry.kind != "task" and entry.kind != "handler":
+        if entry.kind == "recall":
             return self.state.active
+        if entry.kind == "flush":
+            return self.state.active and (self.failing is not None or entry.last)
+        if entry.kind == "flushed":
+            return self.state.active and bool(self.notified)
         assert entry.task is not None
         if entry.kind == "handler" and not (self.notified and self.notified & self._names_of(entry.task)):
             return False

@@ -125,6 +125,13 @@ def results(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") 
     module = str(theirs.get("action", "")).rsplit(".", 1)[-1]
     if "censored" in theirs:  # under no_log only the flags are for anyone to see
         theirs = {key: value for key, value in theirs.items() if key in ("changed", "failed", "skipped")}
+    elif (
+        module == "file"
+        and theirs.get("state") not in ("absent", ours.get("state"))
+        and ours.get("state") == "absent"
+    ):
+        # check mode: Ansible describes what is still there, ours what would be
+        theirs = {key: value for key, value in theirs.items() if key in ("changed", "path")}
     elif theirs.get("failed") and module not in ("stat", "command", "shell"):
         theirs = {key: value for key, value in theirs.items() if key in OF_FAILURES}
     speaks = module == "fail" or (module == "debug" and not theirs.get("failed"))

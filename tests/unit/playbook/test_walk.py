@@ -192,6 +192,16 @@ def test_what_an_expression_makes_changed_is_owed_too(tmp_path: Path) -> None:
     assert fleet.sessions["h1"].owed == {KEY: ["h"]} and recap.pending == {"h1": ["h"]}
 
 
+@pytest.mark.parametrize("keys", [{"serial": 1}, {"strategy": "linear"}, {"any_errors_fatal": True}, {}], ids=str)
+def test_handlers_run_once_where_every_task_is_a_barrier_too(tmp_path: Path, keys: dict[str, Any]) -> None:
+    tasks = "[{debug: {msg: t}, changed_when: true, notify: h}, {debug: {msg: o}}]"
+    play = play_of(tasks, "[{name: h, debug: {msg: h}}]", post_tasks=[{"ping": None}], **keys)
+    for _ in range(2):
+        recap, fleet, text = run(tmp_path, play)
+        assert counts(recap) == {"h1": {"ok": 4, "changed": 1}}, text
+        assert fleet.sessions["h1"].owed == {KEY: []}
+
+
 def test_a_handler_that_fails_is_owed(tmp_path: Path) -> None:
     recap, fleet, _ = run(
         tmp_path, play_of("[{command: 'true', notify: a}]", "[{name: a, command: 'false'}, {name: b, ping: }]")
@@ -337,3 +347,25 @@ def test_hostvars_of_a_host_that_is_at_the_same_task(tmp_path: Path) -> None:
     """
     recap, _, text = run(tmp_path, play_of(tasks), "h1 h2")
     assert not recap.reasons, text
+
+
+TAGS = "a", "never b", "always", "always never", ""
+CHOSEN = {
+    ("", ""): "a|always|always never|",
+    ("a", ""): "a|always|always never",
+    ("b", ""): "never b|always|always never",
+    ("all", ""): "a|always|always never|",
+    ("tagged", ""): "a|always|always never",
+    ("untagged", ""): "always|always never|",
+    ("", "tagged"): "",
+    ("", "always"): "a|",
+    ("", "all"): "always|always never",
+    ("", "untagged"): "a|always|always never",
+}
+
+
+@pytest.mark.parametrize(("asked", "expected"), CHOSEN.items(), ids=str)
+def test_tags_as_ansible_reads_them(tmp_path: Path, asked: tuple[str, str], expected: str) -> None:
+    tasks = [{"name": f"tags {tags}", "ping": None, "tags": tags.split()} for tags in TAGS]
+    recap, _, _ = run(tmp_path, play_of(yaml.safe_dump(tasks)), tags=asked[0].split(), skip_tags=asked[1].split())
+    assert "|".join(record.task.removeprefix("tags").strip() for record in recap.tasks) == expected
