@@ -85,7 +85,7 @@ def chosen_hosts(play: Play, inventory: Inventory, limit: str | Sequence[str] | 
 
 
 def is_chosen(task: Task, options: Options) -> bool:
-    """Whether ``--tags`` and ``--skip-tags`` leave a task in; their special words mean what they mean to Ansible."""
+    """Whether ``--tags`` and ``--skip-tags`` leave a task in; their special words mean what Ansible means."""
     tags = task.tags or frozenset(("untagged",))
     wanted, unwanted = options.tags or frozenset(("all",)), options.skip_tags
     named = "always" in tags or bool(tags & wanted)
