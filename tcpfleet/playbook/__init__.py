@@ -3,8 +3,9 @@
     book = load(Path("playbooks/tune.yml"), {"profile": "article"})
     recap = book.run(fleet, inventory, hosts="lab", check=True, diff=True, reporter=ConsoleReporter(sys.stdout))
 
-`parse` turns files into the records of `model`, `engine` runs them, `actions` says what each module does,
-`catalogue` which modules and arguments there are, `template` is Jinja as Ansible means it.
+`parse` turns files into the records of `model`; `names` and `usage` find out which variables they use. `engine`
+runs plays over a fleet, `walk` takes one host through them, `chain` does one task on one host. `catalogue` lists
+modules and arguments, `actions` says what each does; `template`, `filters*` and `lookups` are Ansible's Jinja.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.playbook import search, template
+from tcpfleet.playbook.catalogue import DELIMITERS
 from tcpfleet.playbook.chain import Options
 from tcpfleet.playbook.engine import Fleet, Reporter, Runner, chosen_hosts
 from tcpfleet.playbook.model import Play, Prepared, Task
@@ -102,9 +104,10 @@ class Playbook:
                 _check_files(found, problems)
             layers.append(found)
         problems.raise_if_any()
+        pairs = [(one, barriers(one)) for one in layers]
         return [
-            Prepared(one.play, one.files, facts, barriers(one))
-            for one, facts in zip(layers, needed_facts(layers), strict=True)
+            Prepared(one.play, one.files, facts, meeting)
+            for (one, meeting), facts in zip(pairs, needed_facts(pairs), strict=True)
         ]
 
     def _vars_files(
@@ -207,7 +210,7 @@ def _check_files(layers: Layers, problems: Problems) -> None:
                 if not task.when:  # else the condition may ask for the file's existence
                     looked = ", ".join(str(one) for one in search.places(name, kind, folders))
                     problems.add(where, f"could not find '{name}' on the controller; looked at {looked}")
-            elif task.module.name == "template" and not any(one in task.args for one in template.DELIMITERS):
+            elif task.module.name == "template" and not any(one in task.args for one in DELIMITERS):
                 _check_template(path, task, folders, problems)
 
 

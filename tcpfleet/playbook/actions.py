@@ -15,7 +15,7 @@ from typing import Any
 from tcpfleet.errors import LocatedError
 from tcpfleet.playbook import search, template, transfers
 from tcpfleet.playbook.calls import ActionFailed, Call, Conversation
-from tcpfleet.playbook.catalogue import to_bool
+from tcpfleet.playbook.catalogue import DELIMITERS, to_bool
 from tcpfleet.playbook.source import Where, where_of
 from tcpfleet.playbook.template import Names
 
@@ -131,9 +131,9 @@ def _template(args: Mapping[str, Any], setting: Setting) -> Call:
         trim_blocks=args.get("trim_blocks", True),
         lstrip_blocks=args.get("lstrip_blocks", False),
         newline=_NEWLINES.get(newline, newline),
-        syntax=tuple((key, args[key]) for key in template.DELIMITERS if key in args),
+        syntax=tuple((key, args[key]) for key in DELIMITERS if key in args),
     )
-    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *template.DELIMITERS)
+    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *DELIMITERS)
     wire = {key: value for key, value in args.items() if key not in own}
     if wire.get("mode") == "preserve":
         wire["mode"] = transfers.mode_of(path)

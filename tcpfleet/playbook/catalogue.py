@@ -93,6 +93,11 @@ _COMMAND = {
     "expand_argument_vars": Argument("bool"),
 }
 
+# Arguments of template that give Jinja other delimiters.
+DELIMITERS = tuple(
+    f"{part}_{side}_string" for part in ("block", "variable", "comment") for side in ("start", "end")
+)
+
 _MODULES = (
     Module("ansible.builtin.ping", {"data": Argument()}),
     Module(
@@ -146,11 +151,7 @@ _MODULES = (
             "src": Argument(required=True),
             "trim_blocks": Argument("bool"),
             "lstrip_blocks": Argument("bool"),
-            **{
-                f"{part}_{side}_string": Argument()
-                for part in ("block", "variable", "comment")
-                for side in ("start", "end")
-            },
+            **{name: Argument() for name in DELIMITERS},
             "output_encoding": Argument(),
             "newline_sequence": Argument(choices=("\\n", "\\r", "\\r\\n", "\n", "\r", "\r\n")),
         },

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from tcpfleet.errors import BadInput
@@ -158,13 +157,6 @@ class Runner:
 
         :raises BadInput: when no task is called as ``--start-at-task`` says; nothing has been done then.
         """
-        # Facts stay: what a play gathers, later plays may use.
-        facts: list[frozenset[str] | None] = []
-        used: frozenset[str] | None = frozenset()
-        for one in reversed(plays):
-            used = None if used is None or one.facts is None else used | one.facts
-            facts.insert(0, used)
-        plays = [replace(one, facts=used) for one, used in zip(plays, facts, strict=True)]
         for prepared, entries in zip(plays, self._programs(plays), strict=True):
             if not self._play(prepared, entries):
                 break
@@ -240,7 +232,6 @@ class Runner:
 
     def _through(self, play: Play, entries: list[Entry], walks: list[Walk], magic: dict[str, Any]) -> None:
         """All entries of a play for one batch: in stretches that need no host to wait for another."""
-        magic["ansible_play_batch"] = [walk.state.host.name for walk in walks]
         position = 0
         while position < len(entries):
             end = position + 1
@@ -250,7 +241,8 @@ class Runner:
             gone = {name for name, state in self._states.items() if not state.active}
             gone |= {walk.state.host.name for walk in walks if walk.failing is not None}
             magic["ansible_play_hosts"] = [name for name in magic["ansible_play_hosts_all"] if name not in gone]
-            magic["play_hosts"] = magic["ansible_play_batch"]
+            batch = [walk.state.host.name for walk in walks if walk.state.host.name not in gone]
+            magic["ansible_play_batch"] = magic["play_hosts"] = batch
             taking_part = [walk for walk in walks if any(walk.takes(one) for one in entries[position:end])]
             once = False
             task = entries[position].task
@@ -285,12 +277,12 @@ class Runner:
                 self._reporter.note(news.host, news.text)
                 return
             assert entry.task is not None
-            handler = entry.kind == "handler"
             if position not in records:
-                names = entry.task.module.full_name
-                records[position] = TaskRecord(play.title, entry.task.title, names, entry.task.register, handler)
+                task, handler = entry.task, entry.kind == "handler"
+                module = task.module.full_name
+                records[position] = TaskRecord(play.title, task.title, module, task.register, handler)
                 self._recap.tasks.append(records[position])
-                self._reporter.task_start(result.task, entry.task, handler)
+                self._reporter.task_start(result.task, task, handler)
             records[position].results[news.host] = result
             self._recap.hosts[news.host].count(result)
             if result.status in ("failed", "rescued", "unreachable"):

@@ -138,7 +138,8 @@ class Prepared:
     """A play together with what is known of it once its hosts are: made by `Playbook.prepare`.
 
     :ivar files: its ``vars_files``, read: host name -> mappings, weakest first.
-    :ivar facts: names of the facts it uses, without ``ansible_``; None: it may use any.
+    :ivar facts: names of the facts it must gather, for itself and for plays after it, without ``ansible_``;
+        None: any may be used.
     :ivar barriers: numbers of tasks that all hosts must come to before one runs it, since it looks at what
         other hosts have (hostvars of others, ansible_play_hosts).
     """

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from tcpfleet.errors import LocatedError
 from tcpfleet.playbook import search, template, usage
-from tcpfleet.playbook.catalogue import suggest
+from tcpfleet.playbook.catalogue import DELIMITERS, suggest
 from tcpfleet.playbook.model import Play, Task
 from tcpfleet.playbook.source import Problems, Text, Where, where_of
 from tcpfleet.playbook.usage import Usage
@@ -190,19 +190,21 @@ def used_facts(layers: Layers) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def needed_facts(plays: Sequence[Layers]) -> list[frozenset[str] | None]:
+def needed_facts(plays: Sequence[tuple[Layers, frozenset[int]]]) -> list[frozenset[str] | None]:
     """For each play, the facts that it must gather: those it uses, and those that plays after it use.
+
+    :param plays: each with its `barriers`.
 
     A later play that does not gather uses what was gathered before; one that looks at other hosts may look at
     what any play before it has gathered there.
     """
     needed: list[frozenset[str] | None] = []
     later: frozenset[str] | None = frozenset()
-    for layers in reversed(plays):
+    for layers, looks_at_others in reversed(plays):
         own = used_facts(layers)
         both = None if own is None or later is None else own | later
         needed.append(both)
-        if not layers.play.gather_facts or barriers(layers):
+        if not layers.play.gather_facts or looks_at_others:
             later = both
     return needed[::-1]
 
@@ -326,7 +328,7 @@ class _Trace:
         if task.module.name != "template":
             return
         names = source_names(self._layers, task)
-        if names is None or any(one in task.args for one in template.DELIMITERS):
+        if names is None or any(one in task.args for one in DELIMITERS):
             self._reach.any()
             return
         for name in names:

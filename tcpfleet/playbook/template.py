@@ -284,13 +284,6 @@ def _file_template(environment: jinja2.Environment, source: str) -> jinja2.Templ
     return environment.from_string(source)
 
 
-# Arguments of the module template that give Jinja other delimiters.
-DELIMITERS = (
-    "block_start_string", "block_end_string", "variable_start_string", "variable_end_string",
-    "comment_start_string", "comment_end_string",
-)  # fmt: skip
-
-
 def is_template(value: object) -> bool:
     """True for a string that holds Jinja."""
     return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)

@@ -266,6 +266,12 @@ BARRIERS = {
         {},
         {"h1": {"ok": 3}, "h2": {"ok": 3}, "h3": {"ok": 3}},
     ),
+    "ansible_play_batch too": (
+        "[{command: 'false', when: inventory_hostname == 'h2'}, "
+        "{assert: {that: \"ansible_play_batch == ['h1', 'h3']\"}}]",
+        {},
+        {"h1": {"ok": 1, "skipped": 1}, "h2": {"failed": 1}, "h3": {"ok": 1, "skipped": 1}},
+    ),
     "ansible_play_hosts loses who failed": (
         (
             "[{command: 'false', when: inventory_hostname == 'h2'}, "
