@@ -111,6 +111,23 @@ def tune(options: Options, profile: str = "") -> Answer:
 
 
 @task(
+    help={
+        "list": "show what can be undone, and what has been; undo nothing",
+        "all": "every run that is not undone yet, newest first; else the newest alone",
+        "force": "also what someone else changed since",
+        "user": "also the journal of this user, for tasks that ran as another user than root",
+    }
+)
+def rollback(
+    options: Options, list: bool = False, all: bool = False, force: bool = False, user: str = ""
+) -> Answer:
+    """Take back what the newest tune, play or deploy-server changed on --hosts, from the journals there."""
+    from tcpfleet import rollback as rolling
+
+    return rolling.rollback(options, listing=list, everything=all, force=force, user=user)
+
+
+@task(
     common=("json",),
     help={
         "out": "folder to write into (the current one)",

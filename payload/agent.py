@@ -3,9 +3,11 @@
 In: `run` messages with a list of steps, each naming an operation, its arguments, check and diff mode and the
 identity to become. Out: `progress` while a step runs, a `result` for each, in order, and an `end`. Steps carry
 the number of the task they belong to: when a step fails and may not (`go_on`), the steps of later tasks are not
-run, so that a controller can send many tasks ahead. Both ends send a `beat` every BEAT seconds. The agent ends
-when the controller says bye, closes the pipe, or is silent for ALONE seconds: the operation at work is asked to
-stop, gets GRACE seconds to finish its step, then every child goes and the agent with it.
+run, so that a controller can send many tasks ahead. A step that names a run journals what it changes (journal.py).
+
+Both ends send a `beat` every BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is
+silent for ALONE seconds: the operation at work is asked to stop, gets GRACE seconds to finish its step, then every
+child goes and the agent with it.
 
 Another identity is a child agent under sudo, fed the same archive over its pipes; its frames are relayed.
 The password is written only after sudo's random prompt token has been seen.
@@ -28,6 +30,7 @@ import time
 import traceback
 import zlib
 
+import journal
 import wire
 
 BEAT = 2.0  # seconds between beats
@@ -102,6 +105,7 @@ class Agent(object):
         self._write_lock = threading.Lock()
         self._heard = time.monotonic()
         self._becomes = {}  # identity -> Become
+        self._journal = None  # of the run whose steps were sent last
 
     # -- the three threads: this one works, one reads, one sends beats ------------------------------
 
@@ -201,7 +205,7 @@ class Agent(object):
                 result = self._as(become).call(step, progress)
             else:
                 context = Context(self, bool(step.get("check")), bool(step.get("diff")), progress)
-                result = perform(step["op"], step["args"], context)
+                result = self._journalled(step, context)
         except BecomeError as error:
             result = {"changed": False, "failed": True, "msg": str(error)}
         notify = step.get("notify")
@@ -211,6 +215,19 @@ class Agent(object):
             if owed.get("failed"):
                 result = dict(result, warnings=[*result.get("warnings", ()), owed["msg"]])
         return result
+
+    def _journalled(self, step, context):
+        """Runs an operation; with a journal its result gets ``undo_by_hand``: commands, oldest change first."""
+        about = step.get("journal")
+        if not about or context.check:
+            return perform(step["op"], step["args"], context)
+        if self._journal is None or self._journal.about["run"] != about["run"]:
+            if self._journal is not None:
+                self._journal.close()
+            self._journal = journal.Journal(about)
+        with journal.recording(self._journal, bool(step.get("hidden"))):
+            result = perform(step["op"], step["args"], context)
+            return dict(result, undo_by_hand=self._journal.undo) if self._journal.undo else result
 
     def _as(self, become):
         key = (become.get("exe"), become["user"])
@@ -348,7 +365,7 @@ class Become(object):
     def call(self, step, progress):
         """Relay one step and its progress; returns the result dict."""
         self._number += 1
-        told = {name: step[name] for name in ("op", "args", "check", "diff") if name in step}
+        told = {name: step[name] for name in ("op", "args", "check", "diff", "journal", "hidden") if name in step}
         self.send({"type": "run", "id": self._number, "steps": [told]})
         result = None
         while True:

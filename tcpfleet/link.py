@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -77,6 +77,8 @@ class Step(NamedTuple):
     :ivar task: steps of one task share a number; when a step fails, later tasks of the message are not run ...
     :ivar go_on: ... unless it may fail.
     :ivar notify: ``{"play", "names"}``: handlers that are owed once this step has changed something.
+    :ivar journal: ``{"run", "command", "user"}``: what the step changes is journalled on the host under this run.
+    :ivar hidden: the journal shows no contents of it (no_log).
     """
 
     op: str
@@ -87,6 +89,8 @@ class Step(NamedTuple):
     task: int = 0
     go_on: bool = False
     notify: dict[str, Any] | None = None
+    journal: Mapping[str, str] | None = None
+    hidden: bool = False
 
     def message(self) -> dict[str, Any]:
         """The step as the agent gets it; see payload/agent.py."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcpfleet import deploy
+from tcpfleet import deploy, rollback
 from tcpfleet import tune as tuning
 from tcpfleet.cli import ROOT, Answer, Options
 from tcpfleet.errors import BadInput, LocatedError
@@ -67,7 +67,8 @@ def play(
         return _show(options, book, limit, choice, show)
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
-        recap = _run_on(options, book, fleet, limit, choice)
+        recap = _run_on(options, book, fleet, limit, f"play {book.path.name}", choice)
+    rollback.say_by_hand(options, recap)
     return Answer(recap.to_json(), recap.exit_code)
 
 
@@ -146,8 +147,9 @@ def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
     if not become:
         extra["tune_become"] = False
     book = load(PLAYBOOKS / "tune.yml", extra)
+    command = f"tune --profile {profile}" if profile else "tune"
     with options.fleet(hosts) as fleet:
-        recap = _run_on(options, book, fleet, names)
+        recap = _run_on(options, book, fleet, names, command)
         readings = tuning.read_back(fleet, hosts, recap)
         logins = {} if options.check else tuning.held_logins(fleet, _over_ssh(options, hosts), recap)
     if not options.check:
@@ -155,6 +157,7 @@ def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
     tables = tuning.summarise(recap, readings, logins)
     options.say("")
     options.say(tuning.render(tables).rstrip("\n"))
+    rollback.say_by_hand(options, recap)
     data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
     return Answer(data, recap.exit_code)
 
@@ -198,7 +201,7 @@ def _run(options: Options, path: Path, extra: dict[str, Any], limit: str | None)
     book = load(path, extra)
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
-        return _run_on(options, book, fleet, limit), hosts
+        return _run_on(options, book, fleet, limit, path.stem), hosts
 
 
 def _run_on(
@@ -206,6 +209,7 @@ def _run_on(
     book: Playbook,
     fleet: Fleet,
     limit: str | Sequence[str] | None,
+    command: str,
     choice: Choice = Choice(),
 ) -> Recap:
     return book.run(
@@ -219,6 +223,7 @@ def _run_on(
         skip_tags=choice.skip_tags,
         start_at=choice.start_at,
         become_password=options.sudo_password,
+        journal=rollback.new_journal(command),
     )
 
 

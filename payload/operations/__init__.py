@@ -8,6 +8,8 @@ An operation module has one function, ``run(args, context) -> dict``:
 * ``context.progress(data)``: sends one dict to the controller while the operation runs.
 * ``context.stopping()``: True once the controller is gone or has cancelled; long loops look at it.
 
+What changes the host says so to journal.py first; what goes through `_files` and `_kernel` has done so.
+
 It returns a dict with ``changed`` (bool) and ``msg`` (why it did something, or why it did nothing), and
 where they apply ``diff`` (``{"before", "after", "before_header", "after_header"}``), ``before``, ``after``,
 ``status``. Failure is ``raise OperationError(msg, **fields)``; never a silent default.
@@ -29,6 +31,7 @@ TABLE = {
     "pam_limits": "pam_limits",
     "observe": "observe",
     "ping": "ping",
+    "rollback": "rollback",
     "setup": "setup",
     "shell": "shell",
     "slurp": "slurp",

@@ -17,6 +17,8 @@ import shlex
 import shutil
 import stat
 
+import journal
+
 from operations import OperationError
 
 # Longest content that travels back in a diff, in bytes; a diff is for people to read.
@@ -37,9 +39,7 @@ def absolute(path, name="path"):
     return full
 
 
-def token():
-    """16 random hex digits: for names that nobody can plant something at."""
-    return "".join("%02x" % byte for byte in os.urandom(8))
+token = journal.token
 
 
 def umask():
@@ -235,16 +235,16 @@ def content_diff(path, before, after):
     }
 
 
-def write_atomically(path, content, mode, uid=None, gid=None):
+def write_atomically(path, content, mode, uid=None, gid=None, digits=None):
     """Replaces `path` by a regular file with this content, in one step.
 
     :param content: bytes, or a binary file that is read from its start to its end.
     :param mode: permission bits of the new file.
     :param uid: owner and `gid`: group to set, None to leave what a new file gets.
+    :param digits: what the journal answered, where it has been told of this file already.
     :raises OperationError: with the errno's name; the target is then as it was, no temporary file is left.
     """
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, ".%s.tcpfleet-%s" % (name[:100], token()))
+    temporary = temporary_name(path, digits or _announce(path, content, mode, uid, gid))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     created = False
     try:
@@ -264,7 +264,7 @@ def write_atomically(path, content, mode, uid=None, gid=None):
             os.fsync(handle.fileno())
         os.rename(temporary, path)
         created = False
-        sync_folder(folder)
+        journal.sync_folder(os.path.dirname(path))
     except OSError as error:
         raise OperationError(
             "cannot write %s: %s" % (path, error.strerror),
@@ -276,18 +276,21 @@ def write_atomically(path, content, mode, uid=None, gid=None):
             os.unlink(temporary)
 
 
-def sync_folder(folder):
-    """Makes a rename in `folder` durable; file systems that cannot sync a folder are left alone."""
-    try:
-        descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+def _announce(path, content, mode, uid, gid):
+    """Tells the journal what a file is about to become; returns its digits."""
+    after = {"kind": "file", "mode": mode}
+    if journal.active():
+        after["sha256"] = journal.sha256(content)
+    for name, number in (("uid", uid), ("gid", gid)):
+        if number is not None:
+            after[name] = number
+    return journal.path(path, after)
+
+
+def temporary_name(path, digits):
+    """Where a change of `path` that got these digits from the journal keeps what is not finished."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, ".%s.tcpfleet-%s" % (name[:100], digits))
 
 
 def _copy_attributes(path, descriptor):
@@ -311,23 +314,28 @@ def apply_attributes(path, status, args, check, follow=False):
     :returns: list of sentences, one per attribute that was or would be changed.
     """
     done = []
-    uid, gid = uid_of(args.get("owner")), gid_of(args.get("group"))
+    uid, gid, mode = uid_of(args.get("owner")), gid_of(args.get("group")), None
     link = stat.S_ISLNK(status.st_mode) and not follow
+    uid = None if uid == status.st_uid else uid
+    gid = None if gid == status.st_gid else gid
+    if uid is not None:
+        done.append("owner %s -> %s" % (user_name(status.st_uid), user_name(uid)))
+    if gid is not None:
+        done.append("group %s -> %s" % (group_name(status.st_gid), group_name(gid)))
+    if args.get("mode") is not None and not link:  # a link has no mode of its own on Linux
+        wanted = parse_mode(args["mode"], status.st_mode, stat.S_ISDIR(status.st_mode))
+        if wanted != stat.S_IMODE(status.st_mode):
+            done.append("mode %s -> %s" % (mode_text(status.st_mode), mode_text(wanted)))
+        if done:  # chown may have cleared setuid: set the mode again after one
+            mode = wanted
+    if not done or check:
+        return done
+    journal.attributes(path, status, uid, gid, mode)
     try:
-        if (uid is not None and uid != status.st_uid) or (gid is not None and gid != status.st_gid):
-            if uid is not None and uid != status.st_uid:
-                done.append("owner %s -> %s" % (user_name(status.st_uid), user_name(uid)))
-            if gid is not None and gid != status.st_gid:
-                done.append("group %s -> %s" % (group_name(status.st_gid), group_name(gid)))
-            if not check:
-                os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=not link)
-        if args.get("mode") is not None and not link:  # a link has no mode of its own on Linux
-            wanted = parse_mode(args["mode"], status.st_mode, stat.S_ISDIR(status.st_mode))
-            if wanted != stat.S_IMODE(status.st_mode):
-                done.append("mode %s -> %s" % (mode_text(status.st_mode), mode_text(wanted)))
-            # chown may have cleared setuid: set the mode again after one.
-            if not check and (done or wanted != stat.S_IMODE(status.st_mode)):
-                os.chmod(path, wanted)
+        if uid is not None or gid is not None:
+            os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=not link)
+        if mode is not None:
+            os.chmod(path, mode)
     except OSError as error:
         raise OperationError(
             "cannot change %s: %s" % (path, error.strerror),
@@ -357,7 +365,7 @@ def validate(command, path, content, context):
     folder, name = os.path.split(path)
     # The suffix stays: some checkers go by it.
     trial = os.path.join(folder, ".validate-%s-%s" % (token(), name[-100:]))
-    write_atomically(trial, content, 0o600)
+    write_atomically(trial, content, 0o600, digits=journal.temporary(trial))
     argv = shlex.split(command.replace("%s", shlex.quote(trial)))
     try:
         done = context.run_command(argv)
@@ -386,10 +394,23 @@ def new_attributes(status, args):
 
 def make_folders(folder):
     """Makes a folder and those above it that are missing; :raises OperationError: when that cannot be."""
+    missing = []
+    while lstat(folder) is None:
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise OperationError("%s is in the way: it is no directory" % folder, path=folder)
+    for one in reversed(missing):
+        make_folder(one)
+
+
+def make_folder(path):
+    """``os.mkdir`` with a word to the journal."""
+    journal.path(path, {"kind": "directory"})
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.mkdir(path)
     except OSError as error:
-        raise OperationError("cannot create %s: %s" % (folder, error.strerror), path=folder)
+        raise OperationError("cannot create %s: %s" % (path, error.strerror), path=path)
 
 
 def edit(path, before, after, args, context):

@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 
+import journal
+
 from operations import OperationError
 from operations import _files as files
 
@@ -77,6 +79,7 @@ def execute(argv, shown, args, context):
             result["skipped"] = True
         return result
 
+    journal.command(shown)
     started = datetime.datetime.now()
     code, out, err = _run(argv, folder, args, context)
     ended = datetime.datetime.now()

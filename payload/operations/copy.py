@@ -160,10 +160,7 @@ def make_folders(folder, args):
         raise OperationError("%s is in the way: it is no directory" % folder)
     wanted = {"owner": args.get("owner"), "group": args.get("group"), "mode": args.get("directory_mode")}
     for one in reversed(missing):
-        try:
-            os.mkdir(one)
-        except OSError as error:
-            raise OperationError("cannot create %s: %s" % (one, error.strerror), path=one)
+        files.make_folder(one)
         files.apply_attributes(one, os.lstat(one), wanted, False)
     return missing
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 
+import journal
+
 from operations import OperationError
 from operations import _files as files
 
@@ -119,7 +121,7 @@ def _mirror(source, dest, args, context, done):
     if status is None:
         done.append("created %s" % dest)
         if not context.check:
-            os.mkdir(dest)
+            files.make_folder(dest)
             os.chmod(dest, stat.S_IMODE(os.stat(source).st_mode))
             status = os.lstat(dest)
     if status is not None:
@@ -142,6 +144,7 @@ def _link(here, there, owners, context, done):
         raise OperationError("%s exists and is not the link to %s" % (there, target), dest=there)
     done.append("link %s" % there)
     if not context.check:
+        journal.path(there, {"kind": "link", "target": target})
         os.symlink(target, there)
         files.apply_attributes(there, os.lstat(there), owners, False)
 

@@ -5,6 +5,8 @@ import shutil
 import stat
 import time
 
+import journal
+
 from operations import OperationError
 from operations import _files as files
 
@@ -113,6 +115,7 @@ def _set_times(path, times, check):
         if modified is _NOW and accessed is _NOW:
             # Without a time given, who may write the file may do this, not only its owner.
             if not check:
+                journal.times(path, status)
                 os.utime(path)
             return ["times set to now"]
         now = time.time()
@@ -123,6 +126,7 @@ def _set_times(path, times, check):
         if wanted == [status.st_atime, status.st_mtime]:
             return []
         if not check:
+            journal.times(path, status)
             os.utime(path, tuple(wanted))
     except OSError as error:
         raise _explain("set the times of", path, error)
@@ -156,6 +160,7 @@ def _touch(path, status, args, check):
     if files.lstat(target) is None:
         if check:
             return ["created"]
+        journal.path(target, {"kind": "file", "sha256": journal.sha256(b"")})
         try:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         except OSError as error:
@@ -193,10 +198,7 @@ def _make(path, args, times, check):
         done.append("created %s" % folder)
         if check:
             continue
-        try:
-            os.mkdir(folder)
-        except OSError as error:
-            raise _explain("create", folder, error)
+        files.make_folder(folder)
         # As Ansible does, each directory made on the way gets the attributes asked for.
         files.apply_attributes(folder, os.lstat(folder), args, False)
     if not check:
@@ -227,6 +229,7 @@ def _absent(path, status, args, check):
     if path == "/":
         raise OperationError("will not remove /")
     if not check:
+        journal.path(path, {"kind": "absent"}, tree=True)
         try:
             if stat.S_ISDIR(status.st_mode):
                 shutil.rmtree(path)
@@ -256,7 +259,8 @@ def _link(path, status, args, check):
     if found != "link" or (target and os.readlink(path) != files.expand(target)):
         done.append("link to %s" % target)
         if not check:
-            _replace(path, found, lambda name: os.symlink(files.expand(target), name))
+            after = {"kind": "link", "target": files.expand(target)}
+            _replace(path, found, after, lambda name: os.symlink(files.expand(target), name))
     if check and (done or not os.path.exists(path)):
         return done
     aim = _followed(path, args)
@@ -284,25 +288,30 @@ def _hard(path, status, args, check):
             real = os.path.realpath(source) if args["follow"] else source
             done.append("hard link to %s" % source)
             if not check:
-                _replace(path, found, lambda name: os.link(real, name))
+                after = journal.look(real) if journal.active() else None
+                _replace(path, found, after, lambda name: os.link(real, name))
     if check and done:
         return done
     return done + _attributes(_followed(path, args), args, times, check)
 
 
-def _replace(path, found, make):
-    """Makes something under a random name and moves it over `path`, so that there is never nothing."""
-    temporary = "%s.tcpfleet-%s" % (path, files.token())
+def _replace(path, found, after, make):
+    """Makes something under a random name and moves it over `path`, so that there is never nothing.
+
+    :param after: the journal's word for what it makes.
+    """
     try:
         if found == "directory":
+            journal.path(path, {"kind": "absent"}, tree=True)
             os.rmdir(path)
-        make(temporary)
-        os.rename(temporary, path)
-        if os.path.lexists(temporary):  # rename leaves two names of one file alone
-            os.unlink(temporary)
+        temporary = files.temporary_name(path, journal.path(path, after))
+        try:
+            make(temporary)
+            os.rename(temporary, path)
+        finally:
+            if os.path.lexists(temporary):  # rename leaves two names of one file alone
+                os.unlink(temporary)
     except OSError as error:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
         raise _explain("link", path, error)
 
 

@@ -7,20 +7,11 @@ login user, {play: [handler names in the order of their notification]}, until th
 
 import json
 import os
-import pwd
+
+from journal import state_folder as place
 
 from operations import OperationError
 from operations import _files as files
-
-_ROOT_PLACE = "/var/lib/tcpfleet"
-_USER_PLACE = ".local/state/tcpfleet"
-
-
-def place():
-    """The folder of this user's state: /var/lib/tcpfleet for root, ~/.local/state/tcpfleet for others."""
-    if os.geteuid() == 0:
-        return _ROOT_PLACE
-    return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, _USER_PLACE)
 
 
 def run(args, context):

@@ -9,9 +9,12 @@ Beside Ansible's ``changed`` the result says what became of the key: ``status`` 
 * ``file-only``: neither ``sysctl_set`` nor ``reload``, so only the file was looked after.
 """
 
+import glob
 import os
 import re
 import stat
+
+import journal
 
 from operations import OperationError
 from operations import _files as files
@@ -134,6 +137,21 @@ def _listed(line, name):
     return found.strip() if key.strip() == name else None
 
 
+def _settings(text):
+    """(key, value) of every line that ``sysctl -p`` would set, in order; of patterns, each key they mean."""
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        key = key.strip().lstrip("-")
+        if not equals or not key or key[0] in "#;":
+            continue
+        try:
+            path = kernel.key_path(key)
+        except OperationError:
+            continue
+        for one in sorted(glob.glob(path)) if any(char in key for char in "*?[") else [path]:
+            yield one[len(kernel.PROC_SYS) + 1 :], value.strip()
+
+
 def _write(path, text):
     status = files.lstat(path)
     mode = 0o644 if status is None else stat.S_IMODE(status.st_mode)
@@ -146,10 +164,17 @@ def _reload(path, args, result, context):
     command = ["sysctl", "-p", path]
     if args.get("ignoreerrors"):
         command.insert(1, "-e")
+    announced = []
+    if journal.active():
+        text = (files.read_bytes(path) or b"").decode("utf-8", "surrogateescape")
+        for key, value in _settings(text):
+            announced += kernel.announce(key, value)
     try:
         done = context.run_command(command, env=dict(os.environ, LC_ALL="C"))
     except OSError as error:
         raise OperationError("cannot run sysctl: %s" % error.strerror, **result)
+    finally:
+        kernel.settled(announced)
     out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     complaint = re.search(r'^sysctl: setting key "[^"]+".*: .+$', err, re.MULTILINE)
     if done.returncode != 0 or complaint:

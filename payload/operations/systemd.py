@@ -1,7 +1,11 @@
 """``systemd`` (``systemd_service``): state and enablement of one unit, or a reload of unit files."""
 
+import glob
 import os
 import re
+import shlex
+
+import journal
 
 from operations import OperationError
 
@@ -10,6 +14,23 @@ _RUNNING = ("active", "activating")
 _VERBS = {"started": "start", "stopped": "stop", "restarted": "restart", "reloaded": "reload"}
 # What is-enabled calls a unit that starts by itself, or that cannot be enabled any further.
 _ENABLED = ("enabled", "static", "generated", "transient")
+# Where the links are that enabling, disabling, masking and unmasking make and remove, by scope.
+_LINKS = {
+    "system": ("/etc/systemd/system", "/run/systemd/system", "/etc/rc[0-6S].d"),
+    "global": ("/etc/systemd/user", "/run/systemd/user"),
+    "user": ("~/.config/systemd/user", "/run/user/$UID/systemd/user"),
+}
+# verb -> what undoes it. A unit that was restarted is restarted once more, when its files are as they were.
+UNDO = {
+    "enable": "disable",
+    "disable": "enable",
+    "mask": "unmask",
+    "unmask": "mask",
+    "start": "stop",
+    "stop": "start",
+    "restart": "restart",
+    "reload": "reload",
+}
 
 
 def run(args, context):
@@ -26,7 +47,7 @@ def run(args, context):
     name = args.get("name")
     if not name and any(args.get(key) is not None for key in ("state", "enabled", "masked")):
         raise OperationError("name is needed with state, enabled or masked")
-    manager = _Manager(args, context)
+    manager = Manager(args, context)
     for verb in ("daemon-reload", "daemon-reexec"):
         if args.get(verb.replace("-", "_")) and not context.check:
             manager.call(verb)
@@ -65,7 +86,7 @@ def _mask(name, before, args, manager):
     wanted = args.get("masked")
     if wanted is None or wanted == (before.get("UnitFileState") == "masked"):
         return []
-    manager.change("mask" if wanted else "unmask", name)
+    manager.change("mask" if wanted else "unmask", name, before)
     return ["masked" if wanted else "unmasked"]
 
 
@@ -77,7 +98,7 @@ def _enable(name, before, args, manager, result):
     # A static unit cannot be disabled: systemctl disable would say yes and change nothing, at every run.
     if wanted == (state in _ENABLED) or (state in _ENABLED[1:] and not wanted):
         return []
-    manager.change("enable" if wanted else "disable", name)
+    manager.change("enable" if wanted else "disable", name, before)
     return ["enabled" if wanted else "disabled"]
 
 
@@ -92,7 +113,7 @@ def _state(name, before, args, manager, result):
     verb = _VERBS[wanted]
     if wanted in ("reloaded", "restarted") and not running:
         verb = "start"
-    if manager.change(verb, name) and not manager.args.get("no_block"):
+    if manager.change(verb, name, before) and not manager.args.get("no_block"):
         now = manager.show(name).get("ActiveState")
         # A oneshot unit may be over already: only "failed" contradicts a start.
         if (now == "failed" and wanted != "stopped") or (wanted == "stopped" and now in _RUNNING):
@@ -100,7 +121,39 @@ def _state(name, before, args, manager, result):
     return [wanted]
 
 
-class _Manager(object):
+def links(scope):
+    """What enabling and masking leave on disk: path -> target of a symlink, None for a directory."""
+    found = {}
+    for pattern in _LINKS[scope]:
+        for top in glob.glob(os.path.expanduser(pattern.replace("$UID", str(os.geteuid())))):
+            for folder, folders, names in os.walk(top):
+                for name in folders + names:
+                    path = os.path.join(folder, name)
+                    if os.path.islink(path):
+                        found[path] = os.readlink(path)
+                    elif name in folders:
+                        found[path] = None
+    return found
+
+
+def names(name, before):
+    """What links of a unit may be called: its own names, and those that its [Install] section adds."""
+    found = {name, *before.get("Names", "").split()}
+    if "." not in name:
+        found.add(name + ".service")
+    found |= {re.sub(r"@.+\.", "@.", one) for one in found if "@" in one}
+    try:
+        with open(before.get("FragmentPath") or "/dev/null", encoding="utf-8", errors="replace") as source:
+            for line in source:
+                key, _, value = line.partition("=")
+                if key.strip() in ("Also", "Alias"):
+                    found |= set(value.split())
+    except OSError:
+        pass
+    return sorted(found)
+
+
+class Manager(object):
     """systemctl with the options that the task asks for."""
 
     def __init__(self, args, context):
@@ -120,11 +173,28 @@ class _Manager(object):
         """All properties of a unit: name -> text."""
         return parse_show(self.call("show", name))
 
-    def change(self, verb, name):
-        """Runs a verb unless in check mode; True when it ran."""
+    def change(self, verb, name, before):
+        """Runs a verb unless in check mode; True when it ran.
+
+        :param before: the unit's properties, from `show`.
+        """
         if self._context.check:
             return False
-        self.call(verb, name)
+        if not journal.active():
+            self.call(verb, name)
+            return True
+        scope = self.args.get("scope") or "system"
+        entry = {"unit": name, "verb": verb, "scope": scope, "running": before.get("ActiveState") in _RUNNING}
+        on_disk = verb in ("enable", "disable", "mask", "unmask")
+        if on_disk:
+            entry.update(links=links(scope), names=names(name, before))
+        words = ["systemctl", *(["--" + scope] if scope != "system" else []), UNDO[verb], "--", name]
+        noted = journal.unit(entry, " ".join(map(shlex.quote, words)))
+        try:
+            self.call(verb, name)
+        finally:
+            if on_disk:
+                journal.made(noted, {"links": changed_links(entry["links"], links(scope))})
         return True
 
     def call(self, *words):
@@ -138,6 +208,12 @@ class _Manager(object):
             sentence = (err or out).strip() or "exit status %d" % done.returncode
             raise OperationError("systemctl %s: %s" % (" ".join(words[:2]), sentence), rc=done.returncode)
         return out
+
+
+def changed_links(before, after):
+    """Path -> [before, after] of what two answers of `links` say differently; False: nothing there."""
+    pairs = ((path, before.get(path, False), after.get(path, False)) for path in sorted({**before, **after}))
+    return {path: [old, new] for path, old, new in pairs if old != new}
 
 
 def parse_show(text):

@@ -145,6 +145,7 @@ class Playbook:
         skip_tags: Sequence[str] = (),
         start_at: str = "",
         become_password: str | None = None,
+        journal: Mapping[str, str] | None = None,
     ) -> Recap:
         """Runs all plays; nothing is done on any host before everything has been checked.
 
@@ -153,11 +154,15 @@ class Playbook:
         :param diff: results carry what changes in files.
         :param start_at: name of the task to begin with; handlers and facts are as if all had run.
         :param become_password: for sudo, where the inventory gives none.
+        :param journal: ``{"run", "command", "user"}``: hosts journal under it what is changed; None: nothing is.
         :raises PlaybookErrors: with all mistakes found beforehand.
         """
         prepared = self.prepare(inventory, hosts)
-        options = Options(check, diff, hosts, frozenset(tags), frozenset(skip_tags), become_password, start_at)
-        return Runner(self.path.name, fleet, inventory, self.extra, options, reporter or Reporter()).run(prepared)
+        picked = (frozenset(tags), frozenset(skip_tags))
+        options = Options(check, diff, hosts, *picked, become_password, start_at, journal)
+        recap = Runner(self.path.name, fleet, inventory, self.extra, options, reporter or Reporter()).run(prepared)
+        recap.run = journal["run"] if journal and recap.undo else ""
+        return recap
 
 
 def load(path: str | Path, extra_vars: Mapping[str, Any] | None = None) -> Playbook:

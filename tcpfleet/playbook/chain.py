@@ -32,6 +32,7 @@ class Options:
     :ivar limit: a host pattern, or host names, or None for all hosts of each play.
     :ivar become_password: the sudo password asked for on the command line; an inventory's wins.
     :ivar start_at: glob of the name of the first task to run; empty: the first one.
+    :ivar journal: ``{"run", "command", "user"}``: hosts journal under it what tasks change; None: they do not.
     """
 
     check: bool = False
@@ -41,6 +42,7 @@ class Options:
     skip_tags: frozenset[str] = frozenset()
     become_password: str | None = None
     start_at: str = ""
+    journal: Mapping[str, str] | None = None
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Piece:
 
     :ivar judged: `result` is final: ``changed_when`` and ``failed_when`` have no say in it.
     :ivar item: loop variables, and what the result says of them.
+    :ivar hidden: no_log: nobody is to see its arguments.
     """
 
     scope: Scope
@@ -63,6 +66,7 @@ class Piece:
     label: str = ""
     become: Become | None = None
     check: bool = False
+    hidden: bool = False
 
 
 @dataclass
@@ -98,6 +102,11 @@ class Ready:
 def tries_again(task: Task) -> bool:
     """Whether a task has until or retries."""
     return task.until is not None or task.retries is not None
+
+
+def never_changes(task: Task) -> bool:
+    """Whether the playbook says in so many words that a task changes nothing."""
+    return task.changed_when is not None and any(one is False for one in task.changed_when)
 
 
 def goes_on(task: Task) -> bool:
@@ -247,7 +256,7 @@ class Chain:
         try:
             if task.check_mode is not None:
                 check = self._flag(task.check_mode, scope, task)
-            piece = Piece(scope, check=check)
+            piece = Piece(scope, check=check, hidden=self._flag(task.no_log, scope, task))
             args = self._arguments(task, scope)
             if task.environment and task.module.name in ("command", "shell"):
                 args["environment"] = template.render(dict(task.environment), scope, task.where)
@@ -267,7 +276,12 @@ class Chain:
 
     def step(self, piece: Piece, call: Call, task: Task) -> Step:
         """A call as what is sent to the host."""
-        return Step(call.operation, call.args, piece.check, self._options.diff, piece.become, task.number)
+        journal = self._options.journal
+        if piece.check or (task.module.name in ("command", "shell") and never_changes(task)):
+            journal = None
+        diff, number = self._options.diff, task.number
+        step = Step(call.operation, call.args, piece.check, diff, piece.become, number, journal=journal)
+        return step._replace(hidden=piece.hidden) if journal else step
 
     def _arguments(self, task: Task, scope: Scope) -> dict[str, Any]:
         if task.module.name == "assert":

@@ -207,6 +207,8 @@ class Runner:
             self._through(play, entries, walks, magic)
             for walk in walks:
                 walk.drop_if_failing()
+                if walk.undo:
+                    self._recap.undo.setdefault(walk.state.host.name, []).extend(walk.undo)
                 if walk.notified and not walk.state.active:
                     self._recap.pending[walk.state.host.name] = sorted(walk.notified)
             # As in Ansible: when a whole batch is lost, what was to come after it does not happen.

@@ -99,12 +99,16 @@ class Recap:
     :ivar reasons: host name -> one sentence, for hosts that failed or were unreachable.
     :ivar pending: host name -> handlers that were notified and not run, since the host failed; they are kept on
         the host for the next run of the play.
+    :ivar run: the id under which hosts journalled what was changed; empty when they did not.
+    :ivar undo: host name -> shell commands that undo by hand what was changed there, oldest change first.
     """
 
     hosts: dict[str, HostRecap] = field(default_factory=dict)
     tasks: list[TaskRecord] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     pending: dict[str, list[str]] = field(default_factory=dict)
+    run: str = ""
+    undo: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -131,6 +135,8 @@ class Recap:
             "hosts": {name: vars(recap).copy() for name, recap in self.hosts.items()},
             "reasons": dict(self.reasons),
             "pending_handlers": dict(self.pending),
+            "run": self.run,
+            "undo": {name: commands[::-1] for name, commands in self.undo.items()},
             "tasks": [
                 {
                     "play": record.play,

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from tcpfleet.errors import LocatedError
 from tcpfleet.link import Step
 from tcpfleet.playbook.actions import ActionFailed
-from tcpfleet.playbook.chain import Chain, Piece, Ready, failure, goes_on, needs_answer, tries_again
+from tcpfleet.playbook.chain import Chain, Piece, Ready, failure, goes_on, needs_answer, never_changes, tries_again
 from tcpfleet.playbook.model import Task
 from tcpfleet.playbook.results import Status, TaskResult
 from tcpfleet.playbook.variables import HostState, NotYet
@@ -98,6 +98,7 @@ class Walk:
     :ivar fallen: numbers of blocks that it left by a failure on the way to a rescue further out.
     :ivar failing: it has failed for good; only ``always`` parts still run, then it drops out.
     :ivar notified: names of handlers to run; `owed`: those that an earlier run left.
+    :ivar undo: shell commands that undo by hand what was changed, oldest change first.
     """
 
     state: HostState
@@ -109,6 +110,7 @@ class Walk:
     failing: frozenset[int] | None = None
     notified: set[str] = field(default_factory=set)
     owed: set[str] = field(default_factory=set)
+    undo: list[str] = field(default_factory=list)
     _ahead: Ready | None = None
     _unkept: list[str] = field(default_factory=list)
     _batch: list[_Under | _Quiet] = field(default_factory=list)
@@ -255,8 +257,7 @@ class Walk:
     def _marked(self, piece: Piece, step: Step, task: Task) -> Step:
         """A step that the agent knows what to do after."""
         notify = None
-        never_changes = task.changed_when is not None and any(one is False for one in task.changed_when)
-        if task.notify and not piece.check and not needs_answer(task) and not never_changes:
+        if task.notify and not piece.check and not needs_answer(task) and not never_changes(task):
             notify = {"play": self.play_key, "names": list(task.notify)}
         return step._replace(go_on=goes_on(task), notify=notify)
 
@@ -308,6 +309,7 @@ class Walk:
                 batch.pop(0)
 
         def arrived(index: int, result: dict[str, Any]) -> None:
+            self.undo += result.pop("undo_by_hand", ())
             owners[index].result = result
             settle()
 
@@ -424,4 +426,5 @@ class Walk:
     def _call(self, step: Step) -> dict[str, Any]:
         answers: list[dict[str, Any]] = []
         self._session.run([step], lambda _, result: answers.append(result))
+        self.undo += answers[0].pop("undo_by_hand", ())
         return answers[0]

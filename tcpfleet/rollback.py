@@ -1,0 +1,267 @@
+"""The way back: `rollback`, and the ids and undo commands of the runs that it takes back.
+
+In: hosts whose journals (payload/journal.py) hold what earlier runs changed. Out: an Answer with what became of
+every change. The work is done on the hosts by payload/operations/rollback.py; this module chooses the run and the
+identities whose journals count, and prints.
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import platform
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tcpfleet.cli import Answer, Options
+from tcpfleet.errors import EXIT_HOST_FAILED, HostFailed, worst
+from tcpfleet.fleet import Outcome, exit_codes
+from tcpfleet.link import Become
+
+if TYPE_CHECKING:
+    from tcpfleet.link import Session
+    from tcpfleet.playbook import Recap
+
+STATUSES = ("restored", "would-restore", "already", "gone", "refused", "failed", "not-reversible")
+PENDING = ("refused", "failed")
+
+
+def new_journal(command: str) -> dict[str, str]:
+    """What hosts write at the head of a run's journal: its id, which sorts by time, and who did what.
+
+    :param command: the task and what it ran, without variables: they may be secret.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    run = f"{now:%Y%m%d-%H%M%S}-{now.microsecond:06d}-{secrets.token_hex(2)}"
+    return {"run": run, "command": command, "user": f"{getpass.getuser()}@{platform.node()}"}
+
+
+@dataclass
+class Undone:
+    """One run that was undone on one host, as far as it could be.
+
+    :ivar entries: what became of each change, newest first: ``what``, ``kind``, ``status``, ``msg``, ``diff``.
+    :ivar complete: nothing of it is left to undo.
+    """
+
+    run: str
+    command: str
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = True
+
+
+@dataclass
+class HostRollback:
+    """What was found and done on one host.
+
+    :ivar listed: all runs there, newest first.
+    :ivar notes: what was not looked at, and why.
+    """
+
+    listed: list[dict[str, Any]] = field(default_factory=list)
+    undone: list[Undone] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Status -> how many changes have it."""
+        return Counter(entry["status"] for one in self.undone for entry in one.entries)
+
+    @property
+    def incomplete(self) -> bool:
+        """Something could not be undone, or somebody else's change is in the way."""
+        return not all(one.complete for one in self.undone)
+
+
+def rollback(options: Options, *, listing: bool, everything: bool, force: bool, user: str) -> Answer:
+    """Undoes the newest run, or all, on every host; or lists them.
+
+    :param user: whose journal is looked at beside root's and the login's own.
+    """
+    hosts = options.select()
+
+    def work(session: Session) -> HostRollback:
+        found = HostRollback()
+        journals = _journals(session, options.sudo_password, user, found)
+        found.listed = _listed(journals)
+        if not listing:
+            _undo(session, options, journals, found, everything, force)
+        return found
+
+    def say(outcome: Outcome[HostRollback]) -> None:
+        options.say(render(outcome.host.name, outcome, listing=listing, check=options.check).rstrip("\n"))
+
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(work, on_outcome=say)
+    if not listing:
+        options.say("\nROLLBACK RECAP" + (" (check: nothing was changed)" if options.check else ""))
+        for name, outcome in outcomes.items():
+            options.say(_recap_line(name, outcome))
+    codes = exit_codes(outcomes)
+    codes += [EXIT_HOST_FAILED for one in outcomes.values() if one.value is not None and one.value.incomplete]
+    return Answer({"hosts": {name: _to_json(one) for name, one in outcomes.items()}}, worst(codes))
+
+
+@dataclass
+class _Journals:
+    """One identity's journals on a host."""
+
+    become: Become | None
+    runs: list[dict[str, Any]]
+
+
+def _journals(session: Session, password: str | None, user: str, found: HostRollback) -> list[_Journals]:
+    """The journals of the login, of root (or whom the inventory says to become), and of `user`.
+
+    :raises HostFailed: when an identity that was asked for cannot be had, or a folder cannot be read.
+    """
+    asked: list[Become | None] = [None]
+    if session.become is not None:
+        asked.append(session.become)
+    implied = None
+    if session.hello["uid"] != 0 and session.become is None:
+        implied = Become("root", password=password)
+        asked.append(implied)
+    if user:
+        asked.append((session.become or Become(password=password))._replace(user=user))
+    journals: dict[str, _Journals] = {}
+    for become in asked:
+        answer = session.call("rollback", {"action": "list"}, become=become)
+        if not answer.get("failed"):
+            journals.setdefault(answer["place"], _Journals(become, answer["runs"]))
+        elif become is not None and become is implied:
+            found.notes.append(f"the journal of root was not looked at: {answer.get('msg')}")
+        else:
+            raise HostFailed(str(answer.get("msg")))
+    return list(journals.values())
+
+
+def _listed(journals: list[_Journals]) -> list[dict[str, Any]]:
+    """One entry per run, newest first, though several users may have a part in it."""
+    merged: dict[str, dict[str, Any]] = {}
+    for journal in journals:
+        for run in journal.runs:
+            one = merged.setdefault(run["run"], {**run, "entries": 0, "not_reversible": 0})
+            for count in ("entries", "not_reversible"):
+                one[count] += run[count]
+            states = (one["state"], run["state"])
+            one["state"] = next(state for state in ("damaged", "can be undone", "undone") if state in states)
+            one["msg"] = one["msg"] or run["msg"]
+    return sorted(merged.values(), key=lambda one: str(one["run"]), reverse=True)
+
+
+def _undo(
+    session: Session,
+    options: Options,
+    journals: list[_Journals],
+    found: HostRollback,
+    everything: bool,
+    force: bool,
+) -> None:
+    waiting = [run for run in found.listed if run["state"] != "undone"]
+    for run in waiting if everything else waiting[:1]:
+        if run["state"] == "damaged":
+            if found.undone:
+                found.notes.append(str(run["msg"]))
+                found.undone.append(Undone(run["run"], "", complete=False))
+                return
+            raise HostFailed(str(run["msg"]))
+        parts = [one for one in journals if any(_is_open(mine, run["run"]) for mine in one.runs)]
+        done = Undone(run["run"], str(run["command"] or ""))
+        found.undone.append(done)
+        answers: dict[int, dict[str, Any]] = {}
+        # A user's files may lie in a folder that root made, or the other way round: what was refused since the
+        # other's part was still there gets a second look.
+        for number in [*range(len(parts)), *(range(len(parts)) if len(parts) > 1 else ())]:
+            if number in answers and answers[number]["undone"]:
+                continue
+            args = {"action": "undo", "run": run["run"], "force": force}
+            answer = session.call(
+                "rollback", args, check=options.check, diff=options.diff, become=parts[number].become
+            )
+            if answer.get("failed"):
+                raise HostFailed(str(answer.get("msg")))
+            answers[number] = answer
+        done.entries = [entry for number in sorted(answers) for entry in answers[number]["entries"]]
+        done.complete = all(answer["undone"] for answer in answers.values())
+
+
+def _is_open(run: Mapping[str, Any], ident: str) -> bool:
+    return bool(run["run"] == ident and run["state"] != "undone")
+
+
+# ---------------------------------------------------------------- for people
+
+
+def render(name: str, outcome: Outcome[HostRollback], *, listing: bool, check: bool = False) -> str:
+    """What came of one host, as text."""
+    from tcpfleet.playbook.console import render_diff
+
+    if outcome.value is None:
+        return f"{name}: {outcome.status}: {outcome.error}\n"
+    lines = [f"{name}: note: {note}" for note in outcome.value.notes]
+    if listing:
+        lines += [f"{name}: {_run_line(run)}" for run in outcome.value.listed] or [f"{name}: no runs"]
+        return "\n".join(lines) + "\n"
+    if not outcome.value.undone:
+        lines.append(f"{name}: nothing to undo")
+    for one in outcome.value.undone:
+        lines.append(f"{name}: run {one.run} ({one.command})")
+        for entry in one.entries:
+            lines.append(f"  {entry['status']:<14}  {entry['what']}: {entry['msg']}")
+            diff = render_diff(entry.get("diff"))
+            if diff:
+                lines += [f"    {line}" for line in diff.rstrip("\n").split("\n")]
+        if not one.complete:
+            lines.append("  not everything was undone: run it again when what is in the way is gone, or --force")
+    return "\n".join(lines) + "\n"
+
+
+def _run_line(run: Mapping[str, Any]) -> str:
+    started = "an unknown time"
+    if run.get("started"):
+        moment = datetime.datetime.fromtimestamp(run["started"], datetime.timezone.utc)
+        started = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    text = f"{run['run']}  {started}  {run.get('command') or '?'}  by {run.get('user') or '?'}"
+    text += f"  {run['entries']} changes"
+    if run["not_reversible"]:
+        text += f" ({run['not_reversible']} not reversible)"
+    return f"{text}  {run['state']}" + (f": {run['msg']}" if run["msg"] else "")
+
+
+def _recap_line(name: str, outcome: Outcome[HostRollback]) -> str:
+    if outcome.value is None:
+        return f"{name:<26} : {outcome.status}"
+    counts = outcome.value.counts
+    shown = [f"{status}={counts[status]}" for status in STATUSES if counts[status] or status == "restored"]
+    return f"{name:<26} : {'  '.join(shown)}"
+
+
+def _to_json(outcome: Outcome[HostRollback]) -> dict[str, Any]:
+    if outcome.value is None:
+        return {"status": outcome.status, "error": outcome.error}
+    found = outcome.value
+    return {
+        "status": "failed" if found.incomplete else "ok",
+        "runs": found.listed,
+        "undone": [
+            {"run": one.run, "command": one.command, "complete": one.complete, "entries": one.entries}
+            for one in found.undone
+        ],
+        "counts": dict(found.counts),
+        "notes": found.notes,
+    }
+
+
+def say_by_hand(options: Options, recap: Recap) -> None:
+    """Prints the shell commands that would undo a run by hand, once for all hosts where they are equal."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for host, commands in recap.undo.items():
+        groups.setdefault(tuple(reversed(commands)), []).append(host)
+    for lines, hosts in groups.items():
+        options.say(f"\nTo undo run {recap.run}: inv rollback --hosts {','.join(hosts)}; or there, by hand:")
+        for line in lines:
+            options.say(f"  {line}")
