@@ -11,7 +11,7 @@ verdict is fail, 4 a host was unreachable, 5 the plan was refused, 130 interrupt
 
 from invoke.collection import Collection
 
-from tcpfleet.cli import LOCAL, Answer, Options, task
+from tcpfleet.cli import LOCAL, ROOT, Answer, Options, task
 
 # Modules are imported inside the tasks: `inv --list` must not wait for Fabric, Jinja and the rest.
 
@@ -102,12 +102,44 @@ def play(
     return plays.play(options, playbook, extra_vars, choice, [name for name, wanted in shown.items() if wanted])
 
 
-@task(help={"profile": "values to apply: a file of playbooks/profiles/ (default: the inventory's, or article)"})
-def tune(options: Options, profile: str = "") -> Answer:
-    """Apply sysctls and nofile limits to --hosts; each value is read back, each key gets a status."""
-    from tcpfleet import plays
+PROFILE = ", ".join(sorted(path.stem for path in (ROOT / "playbooks" / "profiles").glob("*.yml")))
 
-    return plays.tune(options, profile)
+
+@task(
+    help={
+        "profile": f"values to apply: {PROFILE}, or the path of a file of your own (the inventory's, or article)",
+        "allow_lower": "also lower what the profile only raises",
+        "allow_host_wide": "in a container, also write what belongs to the whole machine",
+        "report": "write before, asked, after and status of every key to this file, in Markdown",
+    }
+)
+def tune(
+    options: Options,
+    profile: str = "",
+    allow_lower: bool = False,
+    allow_host_wide: bool = False,
+    report: str = "",
+) -> Answer:
+    """Apply sysctls and nofile limits to --hosts; each value is read back, each key gets a status."""
+    from tcpfleet import tune_tasks
+
+    return tune_tasks.tune(
+        options, profile, allow_lower=allow_lower, allow_host_wide=allow_host_wide, report=report
+    )
+
+
+@task(
+    common=("hosts", "inventory", "forks", "json", "ask_sudo_pass"),
+    help={
+        "profile": f"values to compare with: {PROFILE}, or a path (those that each host was tuned with)",
+        "allow_host_wide": "in a container, count what belongs to the whole machine too",
+    },
+)
+def tune_status(options: Options, profile: str = "", allow_host_wide: bool = False) -> Answer:
+    """Asked, in force, on disk and after the next boot, of every key on --hosts; exit 2 on drift."""
+    from tcpfleet import tune_tasks
+
+    return tune_tasks.tune_status(options, profile, allow_host_wide=allow_host_wide)
 
 
 @task(

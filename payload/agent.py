@@ -219,6 +219,10 @@ class Agent(object):
     def _journalled(self, step, context):
         """Runs an operation; with a journal its result gets ``undo_by_hand``: commands, oldest change first."""
         about = step.get("journal")
+        if step["op"] == "rollback" and self._journal is not None:
+            # A run that is under way is not undone; this connection's own run is over when it asks for that.
+            self._journal.close()
+            self._journal = None
         if not about or context.check:
             return perform(step["op"], step["args"], context)
         if self._journal is None or self._journal.about["run"] != about["run"]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tcpfleet import collect, deploy, lab, lab_tasks, plays, runs, stress_tasks
+from tcpfleet import collect, deploy, lab, lab_tasks, plays, runs, stress_tasks, tune_tasks
 from tcpfleet.cli import COMMON, ROOT, Answer, Options
 from tcpfleet.errors import worst
 
@@ -56,7 +56,7 @@ def _on_lab(options: Options) -> Answer:
         lab_tasks.up(_with(options))
         # In a lab that is being used, a server that runs is used and left; only one of the demo's own is stopped.
         served = was_up and deploy.status_task(_with(options)).code == 0
-        before = [("inv tune --hosts lab", lambda: plays.tune(_with(options, hosts="lab"), ""))]
+        before = [("inv tune --hosts lab", lambda: tune_tasks.tune(_with(options, hosts="lab")))]
         if not served:
             before.append(("inv deploy-server", lambda: plays.deploy_server(_with(options))))
         stop = [("inv stop-server", lambda: plays.stop_server(_with(options)))]
@@ -87,7 +87,7 @@ def _on_local(options: Options) -> Answer:
             [
                 (
                     "inv tune --hosts local --check",
-                    lambda: plays.tune(_with(options, **here, check=True), "", become=os.geteuid() == 0),
+                    lambda: tune_tasks.tune(_with(options, **here, check=True), become=os.geteuid() == 0),
                 ),
                 (f"inv deploy-server --hosts local --port {server} --bind 127.0.0.1", deploy),
             ],

@@ -1,7 +1,7 @@
-"""The tasks that run playbooks: `play`, `tune`, `deploy-server`, `stop-server`.
+"""The tasks that run playbooks: `play`, `deploy-server`, `stop-server`; tcpfleet/tune_tasks.py has `tune`.
 
 In: what the user typed. Out: Answers with the recap. The engine is `tcpfleet.playbook`; this module chooses the
-file, the variables and the hosts, and for `tune` adds what was read back from the hosts afterwards.
+file, the variables and the hosts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcpfleet import deploy, rollback
-from tcpfleet import tune as tuning
 from tcpfleet.cli import ROOT, Answer, Options
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.playbook import Options as Selection
@@ -67,7 +66,7 @@ def play(
         return _show(options, book, limit, choice, show)
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
-        recap = _run_on(options, book, fleet, limit, f"play {book.path.name}", choice)
+        recap = run_on(options, book, fleet, limit, f"play {book.path.name}", choice)
     rollback.say_by_hand(options, recap)
     return Answer(recap.to_json(), recap.exit_code)
 
@@ -132,48 +131,6 @@ def _show(
     return Answer({"playbook": str(book.path), "plays": plays})
 
 
-def tune(options: Options, profile: str, *, become: bool = True) -> Answer:
-    """playbooks/tune.yml, then a table per host of what is in force, read back.
-
-    :param profile: a file of playbooks/profiles/; empty for the inventory's `profile`, or article.
-    :param become: whether to use sudo where the login is not root.
-    """
-    hosts = options.select()
-    if profile and not (PLAYBOOKS / "profiles" / f"{profile}.yml").is_file():
-        known = ", ".join(sorted(path.stem for path in (PLAYBOOKS / "profiles").glob("*.yml")))
-        raise BadInput(f"--profile {profile!r} is not a file of {PLAYBOOKS / 'profiles'}; there are: {known}")
-    names = [host.name for host in hosts]
-    extra: dict[str, Any] = {"profile": profile} if profile else {}
-    if not become:
-        extra["tune_become"] = False
-    book = load(PLAYBOOKS / "tune.yml", extra)
-    command = f"tune --profile {profile}" if profile else "tune"
-    with options.fleet(hosts) as fleet:
-        recap = _run_on(options, book, fleet, names, command)
-        readings = tuning.read_back(fleet, hosts, recap)
-        logins = {} if options.check else tuning.held_logins(fleet, _over_ssh(options, hosts), recap)
-    if not options.check:
-        logins |= _new_logins(options, [host for host in hosts if host.name in readings.keys() - logins.keys()])
-    tables = tuning.summarise(recap, readings, logins)
-    options.say("")
-    options.say(tuning.render(tables).rstrip("\n"))
-    rollback.say_by_hand(options, recap)
-    data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
-    return Answer(data, recap.exit_code)
-
-
-def _new_logins(options: Options, hosts: Sequence[Host]) -> dict[str, tuning.LoginLimit]:
-    """Open-file limits of a login made after the tuning: limits.d counts only as seen there."""
-    with options.fleet(_over_ssh(options, hosts)) as fleet:
-        outcomes = fleet.run(lambda session: session.hello["nofile"])
-    return {name: tuning.LoginLimit(*outcome.value) for name, outcome in outcomes.items() if outcome.value}
-
-
-def _over_ssh(options: Options, hosts: Sequence[Host]) -> list[Host]:
-    """Hosts where a session is a login; on this machine it is a child of ours."""
-    return [host for host in hosts if options.inventory.connection(host).kind == "ssh"]
-
-
 def deploy_server(
     options: Options, port: str = "", bind: str = "", max_connections: str = "", workers: str = ""
 ) -> Answer:
@@ -201,10 +158,10 @@ def _run(options: Options, path: Path, extra: dict[str, Any], limit: str | None)
     book = load(path, extra)
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
-        return _run_on(options, book, fleet, limit, path.stem), hosts
+        return run_on(options, book, fleet, limit, path.stem), hosts
 
 
-def _run_on(
+def run_on(
     options: Options,
     book: Playbook,
     fleet: Fleet,
@@ -212,6 +169,10 @@ def _run_on(
     command: str,
     choice: Choice = Choice(),
 ) -> Recap:
+    """Runs a playbook under the common options, with its output on the console and a journal on the hosts.
+
+    :param command: what `rollback --list` calls it.
+    """
     return book.run(
         fleet,
         options.inventory,

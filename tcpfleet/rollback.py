@@ -169,24 +169,49 @@ def _undo(
                 found.undone.append(Undone(run["run"], "", complete=False))
                 return
             raise HostFailed(str(run["msg"]))
-        parts = [one for one in journals if any(_is_open(mine, run["run"]) for mine in one.runs)]
-        done = Undone(run["run"], str(run["command"] or ""))
+        done = _undo_run(session, journals, run, force, options.check, options.diff)
         found.undone.append(done)
-        answers: dict[int, dict[str, Any]] = {}
-        # A user's files may lie in a folder that root made, or the other way round: what was refused since the
-        # other's part was still there gets a second look.
-        for number in [*range(len(parts)), *(range(len(parts)) if len(parts) > 1 else ())]:
-            if number in answers and answers[number]["undone"]:
-                continue
-            args = {"action": "undo", "run": run["run"], "force": force}
-            answer = session.call(
-                "rollback", args, check=options.check, diff=options.diff, become=parts[number].become
-            )
-            if answer.get("failed"):
-                raise HostFailed(str(answer.get("msg")))
-            answers[number] = answer
-        done.entries = [entry for number in sorted(answers) for entry in answers[number]["entries"]]
-        done.complete = all(answer["undone"] for answer in answers.values())
+
+
+def _undo_run(
+    session: Session,
+    journals: list[_Journals],
+    run: Mapping[str, Any],
+    force: bool,
+    check: bool = False,
+    diff: bool = False,
+) -> Undone:
+    """Undoes one run on one host, whoever's journals have a part of it."""
+    parts = [one for one in journals if any(_is_open(mine, run["run"]) for mine in one.runs)]
+    answers: dict[int, dict[str, Any]] = {}
+    # A user's files may lie in a folder that root made, or the other way round: what was refused since the
+    # other's part was still there gets a second look.
+    for number in [*range(len(parts)), *(range(len(parts)) if len(parts) > 1 else ())]:
+        if number in answers and answers[number]["undone"]:
+            continue
+        args = {"action": "undo", "run": run["run"], "force": force}
+        answer = session.call("rollback", args, check=check, diff=diff, become=parts[number].become)
+        if answer.get("failed"):
+            raise HostFailed(str(answer.get("msg")))
+        answers[number] = answer
+    return Undone(
+        run["run"],
+        str(run["command"] or ""),
+        [entry for number in sorted(answers) for entry in answers[number]["entries"]],
+        all(answer["undone"] for answer in answers.values()),
+    )
+
+
+def take_back(session: Session, password: str | None, run: str) -> Undone:
+    """Undoes a run over the very connection that made it.
+
+    :raises HostFailed: when that cannot be done, or nothing was journalled.
+    """
+    journals = _journals(session, password, "", HostRollback())
+    for one in _listed(journals):
+        if one["run"] == run and one["state"] == "can be undone":
+            return _undo_run(session, journals, one, False)
+    raise HostFailed(f"there is no journal of the run {run}")
 
 
 def _is_open(run: Mapping[str, Any], ident: str) -> bool:

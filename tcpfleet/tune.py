@@ -7,27 +7,38 @@ In: the recap of a run of playbooks/tune.yml, and what was read back from the ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tcpfleet.cli import ROOT
 from tcpfleet.link import Session
 from tcpfleet.playbook import Recap, TaskResult
 from tcpfleet.playbook.engine import Fleet
 
-APPLIED, ALREADY, ABSENT, READ_ONLY = "applied", "already", "absent", "read-only"
-REFUSED, UNKNOWN = "refused", "unknown"
+APPLIED, ALREADY, HIGHER, ABSENT, READ_ONLY = "applied", "already", "already (higher)", "absent", "read-only"
+REFUSED, OVERRIDDEN, HOST_WIDE, UNKNOWN = "refused", "overridden", "host-wide", "unknown"
+_PLAIN = (ABSENT, READ_ONLY, HIGHER)  # their notes say no more than they do
+PROFILES = ROOT / "playbooks" / "profiles"
+SYSCTL_FILE = "/etc/sysctl.d/99-tcpfleet.conf"
+LIMITS_FILE = "/etc/security/limits.d/99-tcpfleet.conf"
 
 
 @dataclass(frozen=True)
 class KeyTuning:
     """One kernel setting on one host.
 
-    :ivar status: applied, already, absent, read-only, refused, would-apply (check mode), unknown (its task
-        gave no result).
+    :ivar status: applied; already; already (higher): the host had more, and the profile only raises; absent;
+        read-only; refused; overridden: in force, but another file sets it at the next boot; host-wide: not
+        written, as it belongs to the machine that this container shares; would-apply (check mode); unknown (its
+        task gave no result).
     :ivar asked: the value asked for; `in_force`: the value read from /proc/sys at the end, None when there is
-        none; `before`: the value found, None when not known.
+        none; `before`: the value found, None when not known; `profile`: what the profile or an override says.
+    :ivar after_boot: the value that the next boot will set, None: no file sets it, or it was not looked at;
+        `boot_source`: ``FILE:LINE``.
     :ivar errno: name of the error the kernel gave, for refused ones.
     :ivar note: one sentence, where the status alone does not say enough.
+    :ivar warning: what the profile says is wrong with the value; empty: nothing.
+    :ivar mistaken: the profile or override is wrong, so that the host has failed.
     """
 
     key: str
@@ -37,6 +48,11 @@ class KeyTuning:
     before: str | None = None
     errno: str | None = None
     note: str = ""
+    profile: str | None = None
+    after_boot: str | None = None
+    boot_source: str = ""
+    warning: str = ""
+    mistaken: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,11 +64,21 @@ class LoginLimit:
 
 
 @dataclass(frozen=True)
+class ServerLimit:
+    """The soft limit of a process of a server that ran during the tuning; `now` None: it has gone."""
+
+    pid: int
+    before: int
+    now: int | None
+
+
+@dataclass(frozen=True)
 class NofileTuning:
     """The open-file limit on one host.
 
-    :ivar asked: what the profile wants; `granted`: what limits.d and the unit got, the most that can be had.
+    :ivar asked: what the profile wants; `granted`: what limits.d and the units got, the most that can be had.
     :ivar login: what a new login session has, None when nobody looked.
+    :ivar servers: processes whose limit was raised while they ran.
     :ivar note: what follows when granted is less than asked, or a login does not show it.
     """
 
@@ -60,6 +86,7 @@ class NofileTuning:
     granted: int
     login: LoginLimit | None = None
     note: str = ""
+    servers: tuple[ServerLimit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,31 +105,65 @@ class HostTuning:
         """How many keys have a status."""
         return sum(key.status == status for key in self.keys)
 
+    @property
+    def failed(self) -> bool:
+        """The host did not get what was asked though it could be had: a value was refused, a key misspelt."""
+        return self.error is not None or any(key.mistaken for key in self.keys)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return asdict(self)
 
 
-def asked_keys(recap: Recap) -> dict[str, dict[str, str]]:
-    """Host name -> key -> value asked for, of every host that got as far as looking at its keys."""
-    return {
-        host: {str(item["item"]["key"]): tidy(item["item"]["value"]) for item in _items(result)}
-        for host, result in recap.registered("sysctl_keys").items()
-        if _items(result)
-    }
+@dataclass(frozen=True)
+class Asked:
+    """What the play worked out for one host.
+
+    :ivar values: key -> value asked for; `profile`: key -> what profile and overrides say.
+    :ivar warnings: key -> what is wrong with the profile's value.
+    :ivar left_alone: keys that belong to the machine this container shares.
+    """
+
+    values: Mapping[str, str]
+    profile: Mapping[str, str]
+    warnings: Mapping[str, str]
+    left_alone: frozenset[str]
+
+
+def asked(recap: Recap) -> dict[str, Asked]:
+    """Host name -> what was asked of it, for every host that got as far as working it out."""
+    found = {}
+    for host, result in recap.registered("sysctl_facts").items():
+        facts = result.result.get("ansible_facts")
+        if facts:
+            found[host] = Asked(
+                {str(key): tidy(value) for key, value in facts["sysctl_asked"].items()},
+                {str(key): tidy(value) for key, value in facts["sysctl_told"].items()},
+                {str(key): tidy(value) for key, value in facts["sysctl_warnings"].items()},
+                frozenset(facts["sysctl_left_alone"]),
+            )
+    return found
 
 
 def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dict[str, Any]]:
-    """Reads from /proc/sys of each host what is now in force.
+    """Reads from each host what is now in force, and what the next boot will set.
 
     :returns: host name -> result of the operation ``sysctl_read``; hosts that cannot be read are left out.
     """
-    asked = asked_keys(recap)
+    wanted = asked(recap)
+    probes = recap.registered("nofile_probe")
 
     def read(session: Session) -> dict[str, Any]:
-        return session.call("sysctl_read", {"names": list(asked[session.host.name])})
+        name = session.host.name
+        args = {
+            "names": list(wanted[name].values),
+            "file": SYSCTL_FILE,
+            "limits_file": LIMITS_FILE,
+            "processes": [pid for pid, _soft in _servers(probes.get(name))],
+        }
+        return session.call("sysctl_read", args)
 
-    outcomes = fleet.run(read, [host for host in hosts if host.name in asked])
+    outcomes = fleet.run(read, [host for host in hosts if host.name in wanted])
     return {
         name: outcome.value
         for name, outcome in outcomes.items()
@@ -134,20 +195,22 @@ def summarise(
     :param logins: host name -> limits of a login session opened after the run, where one could be opened.
     :returns: host name -> `HostTuning`, in the recap's order.
     """
-    asked, looked = asked_keys(recap), recap.registered("sysctl_keys")
+    wanted, looked = asked(recap), recap.registered("sysctl_keys")
     written, probes = recap.registered("sysctl_set"), recap.registered("nofile_probe")
     tables = {}
     for host in recap.hosts:
         results = {str(item["item"]): item for item in _items(written.get(host))}
-        stats = {str(item["item"]["key"]): item.get("stat", {}) for item in _items(looked.get(host))}
-        settings = readings.get(host, {}).get("settings", {})
+        stats = {str(item["item"]): item.get("stat", {}) for item in _items(looked.get(host))}
+        reading = readings.get(host, {})
+        settings, mine = reading.get("settings", {}), wanted.get(host)
+        keys = [
+            key_tuning(key, value, stats.get(key, {}), results.get(key), settings.get(key), mine)
+            for key, value in (mine.values if mine else {}).items()
+        ]
         tables[host] = HostTuning(
             host,
-            tuple(
-                key_tuning(key, value, stats.get(key, {}), results.get(key), settings.get(key))
-                for key, value in asked.get(host, {}).items()
-            ),
-            _nofile(probes.get(host), (logins or {}).get(host)),
+            tuple(keys),
+            _nofile(probes.get(host), (logins or {}).get(host), reading),
             recap.reasons.get(host),
         )
     return tables
@@ -155,47 +218,137 @@ def summarise(
 
 def key_tuning(
     key: str,
-    asked: str,
+    value: str,
     stat: Mapping[str, Any],
     result: Mapping[str, Any] | None,
     reading: Mapping[str, Any] | None,
+    wanted: Asked | None = None,
 ) -> KeyTuning:
     """One row: what the look, the write and the reading back say together.
 
+    :param value: asked for.
     :param stat: of its path in /proc/sys, before the write.
     :param result: of ``ansible.posix.sysctl``, None when it was not run.
     :param reading: of ``sysctl_read``, None when nothing could be read.
     """
+    row = _row(key, value, stat, result, reading, wanted)
+    boot = (reading or {}).get("boot")
+    source = f"{boot['file']}:{boot['line']}" if boot else ""
+    row = replace(
+        row,
+        profile=wanted.profile.get(key) if wanted else None,
+        after_boot=tidy(boot["value"]) if boot else None,
+        boot_source=source,
+        warning=wanted.warnings.get(key, "") if wanted else "",
+    )
+    if row.status in (APPLIED, ALREADY, HIGHER) and boot and boot["file"] != SYSCTL_FILE:
+        # Under --check the file is not there yet; then only what has a say after it counts.
+        later = (reading or {}).get("listed") or boot["file"].rpartition("/")[2] > SYSCTL_FILE.rpartition("/")[2]
+        if later and not same(boot["value"], value):
+            note = f"in force now; at the next boot {source} sets {tidy(boot['value'])}"
+            return replace(row, status=OVERRIDDEN, note=note)
+    note = by_system(reading or {}, value) if row.status in (APPLIED, ALREADY, HIGHER) else ""
+    return replace(row, note="; ".join(part for part in (row.note, note) if part))
+
+
+def by_system(reading: Mapping[str, Any], value: str) -> str:
+    """What ``sysctl --system`` would make of a key that is on disk, where that is not what is asked; else ''."""
+    system = reading.get("system")
+    if not system or not reading.get("listed") or same(system["value"], value):
+        return ""
+    return f"`sysctl --system` would set {tidy(system['value'])} ({system['file']}:{system['line']})"
+
+
+def later_limits(reading: Mapping[str, Any]) -> str:
+    """The lines of limits.d that have a say after the tool's own, as the end of a sentence."""
+    later = [f"{one['file']}:{one['line']} ({one['text']})" for one in reading.get("limits", ())]
+    return f": {', '.join(later)} come later" if later else ""
+
+
+def _row(
+    key: str,
+    value: str,
+    stat: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    reading: Mapping[str, Any] | None,
+    wanted: Asked | None,
+) -> KeyTuning:
     in_force = None if reading is None else reading.get("value")
+    fits = in_force is not None and same(in_force, value)
+    more = wanted is not None and not same(wanted.profile.get(key, value), value)
     if not stat.get("exists"):
-        return KeyTuning(key, ABSENT, asked, in_force, note="this kernel has no such key here")
+        near = _meant(key, (reading or {}).get("near") or ())
+        if near:
+            return KeyTuning(
+                key, ABSENT, value, in_force, note=f"no such key is known; is {near} meant?", mistaken=True
+            )
+        return KeyTuning(key, ABSENT, value, in_force, note="this kernel has no such key here")
     if not stat.get("writeable"):
-        if in_force is not None and same(in_force, asked):
-            return KeyTuning(key, ALREADY, asked, in_force, note="cannot be written here, and need not be")
-        return KeyTuning(key, READ_ONLY, asked, in_force, note="cannot be written on this host")
+        if fits:
+            return KeyTuning(key, HIGHER if more and _is_number(value) else ALREADY, value, in_force)
+        return KeyTuning(key, READ_ONLY, value, in_force, note="cannot be written on this host")
+    if wanted is not None and key in wanted.left_alone:
+        if fits:
+            return KeyTuning(key, ALREADY, value, in_force)
+        note = "belongs to the whole machine that this container shares; --allow-host-wide writes it"
+        return KeyTuning(key, HOST_WIDE, value, in_force, note=note)
     if result is None or "status" not in result:
-        return KeyTuning(key, UNKNOWN, asked, in_force, note=str((result or {}).get("msg") or "was not tried"))
+        return KeyTuning(key, UNKNOWN, value, in_force, note=str((result or {}).get("msg") or "was not tried"))
     status, before = str(result["status"]), result.get("before")
     note = str(result.get("msg", "")) if status in (REFUSED, READ_ONLY, ABSENT) else ""
-    if status in (APPLIED, ALREADY) and reading is not None and not (in_force and same(in_force, asked)):
+    if status in (APPLIED, ALREADY) and reading is not None and not fits:
         status, note = REFUSED, f"was {status}, but reads back as {in_force}"
-    return KeyTuning(key, status, asked, in_force, before, result.get("errno"), note)
+    if status == ALREADY and more and _is_number(value):
+        status, note = HIGHER, f"the profile says {wanted.profile[key] if wanted else ''} and only raises"
+    return KeyTuning(key, status, value, in_force, before, result.get("errno"), note, mistaken=status == REFUSED)
 
 
-def _nofile(probe: TaskResult | None, login: LoginLimit | None) -> NofileTuning | None:
-    lines = [] if probe is None else str(probe.result.get("stdout", "")).split()
-    if len(lines) != 2:
+def _is_number(value: str) -> bool:
+    """One number or several, not a list of ports."""
+    return all(word.isdigit() for word in value.split())
+
+
+def _meant(key: str, near: Sequence[str]) -> str:
+    """The key that an unknown one was probably meant to be; '' when it may well be one of another kernel.
+
+    Keys of the shipped profiles are known to exist somewhere.
+    """
+    import difflib
+
+    from tcpfleet.playbook.parse import read_vars
+
+    folder, _, name = key.replace("/", ".").rpartition(".")
+    if not near or name in near:
+        return ""
+    for path in sorted(PROFILES.glob("*.yml")):
+        if any(entry["name"] == key for entry in read_vars(path)["sysctl_profile"]):
+            return ""
+    found = difflib.get_close_matches(name, near, 1, 0.85)
+    return f"{folder}.{found[0]}" if found else ""
+
+
+def _servers(probe: TaskResult | None) -> list[tuple[int, int]]:
+    """(pid, soft limit it had) of the servers whose limit the play raised."""
+    lines = [] if probe is None else str(probe.result.get("stdout", "")).splitlines()[3:]
+    return [(int(line.split()[0]), int(line.split()[2])) for line in lines]
+
+
+def _nofile(probe: TaskResult | None, login: LoginLimit | None, reading: Mapping[str, Any]) -> NofileTuning | None:
+    lines = [] if probe is None else str(probe.result.get("stdout", "")).splitlines()
+    if len(lines) < 3:
         return None
-    granted, asked = int(lines[0]), int(lines[1])
+    granted, wanted = int(lines[0]), int(lines[1])
     notes = []
-    if granted < asked:
+    if granted < wanted:
         notes.append(
-            f"{asked} was asked for, {granted} is the most that can be had: {-(-asked // granted)} processes are "
-            f"needed for {asked} connections"
+            f"{wanted} was asked for, {granted} is the most that can be had: {-(-wanted // granted)} processes "
+            f"are needed for {wanted} connections"
         )
     if login is not None and 0 <= login.soft < granted:
-        notes.append(f"a new login has {login.soft}, not {granted}")
-    return NofileTuning(asked, granted, login, "; ".join(notes))
+        notes.append(f"a new login has {login.soft}, not {granted}{later_limits(reading)}")
+    seen = reading.get("processes", {})
+    servers = tuple(ServerLimit(pid, before, seen.get(str(pid))) for pid, before in _servers(probe))
+    return NofileTuning(wanted, granted, login, "; ".join(notes), servers)
 
 
 def _items(result: TaskResult | None) -> list[Mapping[str, Any]]:
@@ -206,6 +359,17 @@ def _items(result: TaskResult | None) -> list[Mapping[str, Any]]:
 def same(left: object, right: object) -> bool:
     """Equal but for the kind of white space: the kernel prints tabs."""
     return str(left).split() == str(right).split()
+
+
+def shown(value: object) -> str:
+    """A value for people: a long list is cut, `--json` has all of it.
+
+    >>> shown("1883,2049,2379-2380,3306,5432,5672"), shown(None)
+    ('1883,2049,2379-2380,... (6)', '-')
+    """
+    text = "-" if value is None else tidy(value)
+    parts = text.split(",")
+    return text if len(text) <= 32 or len(parts) < 4 else f"{','.join(parts[:3])},... ({len(parts)})"
 
 
 def tidy(value: object) -> str:
@@ -224,14 +388,69 @@ def render(tables: Mapping[str, HostTuning]) -> str:
         width = max((len(key.key) for key in keys), default=0)
         for key in keys:
             status = f"{key.status} ({key.errno})" if key.errno else key.status
-            in_force = "-" if key.in_force is None else key.in_force
-            lines.append(f"  {key.key:<{width}}  {status:<18}  asked {key.asked:<24}  in force {in_force}")
+            told = f"asked {shown(key.asked):<24}  in force {shown(key.in_force)}"
+            lines.append(f"  {key.key:<{width}}  {status:<18}  {told}")
+            if key.note and (key.mistaken or key.status not in _PLAIN):
+                lines.append(f"  {'':<{width}}  {key.note}")
         if nofile is not None:
             seen = f", a new login has {nofile.login.soft}" if nofile.login else ""
             lines.append(f"  open files: asked {nofile.asked}, granted {nofile.granted}{seen}")
+            for one in nofile.servers:
+                now = "is gone" if one.now is None else f"has {one.now}"
+                lines.append(f"    process {one.pid} of a server had {one.before}, {now}")
             if nofile.note:
                 lines.append(f"    {nofile.note}")
         if error:
             lines.append(f"  {error}")
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join(parts + _render_warnings(tables))
+
+
+def _render_warnings(tables: Mapping[str, HostTuning]) -> list[str]:
+    """What the profile says is wrong with its values, once for all hosts, of values that are now in force."""
+    applied = (APPLIED, ALREADY, HIGHER, OVERRIDDEN, "would-apply")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, table in tables.items():
+        for key in table.keys:
+            if key.warning and key.status in applied:
+                groups.setdefault((key.key, key.warning), []).append(name)
+    if not groups:
+        return []
+    lines = ["warnings of the profile (docs/tuning.md has the long story)"]
+    lines += [f"  {key}: {warning} [{', '.join(names)}]" for (key, warning), names in groups.items()]
+    return ["\n".join(lines) + "\n"]
+
+
+def render_markdown(tables: Mapping[str, HostTuning], title: str) -> str:
+    """The tables for tickets and pull requests: before, asked, after and status of every key of every host."""
+    lines = [f"# {title}", ""]
+    for name, table in tables.items():
+        lines += [f"## {name}", ""]
+        if table.error:
+            lines += [f"**{_cell(table.error)}**", ""]
+        if table.keys:
+            lines += [
+                "| key | before | asked | in force | after the next boot | status | note |",
+                "|" + "---|" * 7,
+            ]
+        for key in table.keys:
+            status = f"{key.status} ({key.errno})" if key.errno else key.status
+            before = key.in_force if key.before is None else key.before
+            note = "; ".join(part for part in (key.note, key.warning and f"warning: {key.warning}") if part)
+            cells = (key.key, before, key.asked, key.in_force, key.after_boot, status, note)
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        if table.nofile is not None:
+            nofile = table.nofile
+            seen = f", a new login has {nofile.login.soft}" if nofile.login else ""
+            lines += [
+                "",
+                f"Open files: asked {nofile.asked}, granted {nofile.granted}{seen}. {_cell(nofile.note)}",
+            ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """Text that does not end a cell or start markup."""
+    text = "-" if value is None else tidy(value)
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

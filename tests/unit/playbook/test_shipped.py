@@ -10,7 +10,18 @@ import pytest
 
 from tcpfleet.playbook import Playbook, load
 from tcpfleet.playbook.parse import read_vars
-from tcpfleet.tune import LoginLimit, asked_keys, key_tuning, read_back, render, summarise
+from tcpfleet.tune import (
+    Asked,
+    LoginLimit,
+    asked,
+    key_tuning,
+    read_back,
+    render,
+    render_markdown,
+    summarise,
+)
+from tcpfleet.tune_status import compare, key_state
+from tcpfleet.tune_status import render as render_status
 
 from .fakes import FakeFleet, inventory_of
 
@@ -79,9 +90,31 @@ READ_ONLY = {"fs.file-max": "100", "net.core.rmem_max": "8388608"}
 class Kernel:
     """Answers for a host whose kernel has the keys above; everything else is absent."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, container: bool = True, own_network: bool = True, login: tuple[int, int] = (1024, 20000)
+    ) -> None:
         self.values = dict(HOST_KEYS)
         self.files: dict[str, str] = {}
+        self.container, self.own_network, self.login = container, own_network, login
+        self.boot: dict[str, Any] = {}
+
+    def shell(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The two scripts of the play: what is in force, and what limit can be had."""
+        if "ns/pid" in args["cmd"]:
+            said = [
+                f"/proc/sys/{key.replace('.', '/')}:{value}" for key, value in {**READ_ONLY, **self.values}.items()
+            ]
+            said.append("pid:[4026532000]" if self.container else "pid:[4026531836]")
+            said += ["netdev_max_backlog absent"] if self.own_network else []
+        else:
+            import shlex
+            import subprocess
+
+            soft, hard = self.login
+            script = f"ulimit -Sn {soft}; ulimit -Hn {hard}; set +e; systemctl() {{ :; }}; {args['cmd']}"
+            said = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout.splitlines()
+            assert said, shlex.quote(script)
+        return {"changed": True, "rc": 0, "stdout": "\n".join(said), "stdout_lines": said}
 
     def stat(self, args: dict[str, Any]) -> dict[str, Any]:
         key = args["path"].removeprefix("/proc/sys/").replace("/", ".")
@@ -104,7 +137,18 @@ class Kernel:
 
     def sysctl_read(self, args: dict[str, Any]) -> dict[str, Any]:
         every = {**READ_ONLY, **self.values}
-        return {"settings": {key: {"value": every.get(key)} for key in args["names"]}}
+        settings = {
+            key: {
+                "value": every.get(key),
+                "exists": key in every,
+                "writeable": key in self.values,
+                "boot": self.boot.get(key),
+                "listed": self.boot.get(key),
+                "near": ["somaxconn", "rmem_max"] if key.startswith("net.core.") else [],
+            }
+            for key in args["names"]
+        }
+        return {"settings": settings, "profile": None, "limits": [], "processes": {}}
 
     def canned(self) -> dict[str, Any]:
         return {
@@ -113,7 +157,7 @@ class Kernel:
             "copy": self.copy,
             "sysctl": self.sysctl,
             "sysctl_read": self.sysctl_read,
-            "shell": {"changed": True, "rc": 0, "stdout": "20000\n1048576", "stdout_lines": ["20000", "1048576"]},
+            "shell": self.shell,
             "file": {"changed": False},
             "systemd": {"changed": False},
         }
@@ -135,15 +179,15 @@ def test_tune_tells_the_five_states_apart_and_the_second_run_changes_nothing(tmp
     fleet = FakeFleet(inventory, kernel.canned(), gone=["h2"])
     book = load(ROOT / "playbooks/tune.yml")
     recap, tables = tune(fleet, inventory, book)
-    # facts, look, file, values, probe, limits, folder, unit, handler; three of them changed things besides values
+    # facts, assert, look, read, set_fact, file, values, probe, limits, folder, unit, handler; no server to be raised
     assert vars(recap.hosts["h1"]) == {
-        "ok": 9, "changed": 4, "failed": 0, "unreachable": 0, "skipped": 0, "rescued": 0, "ignored": 0
+        "ok": 12, "changed": 4, "failed": 0, "unreachable": 0, "skipped": 1, "rescued": 0, "ignored": 0
     }  # fmt: skip
     statuses = {key.key: key.status for key in tables["h1"].keys}
     assert len(statuses) == 16
     assert statuses["net.core.somaxconn"] == "applied"
     assert statuses["net.ipv4.tcp_fin_timeout"] == statuses["net.ipv4.tcp_rmem"] == "already"
-    assert statuses["net.core.rmem_max"] == "already"
+    assert statuses["net.core.rmem_max"] == "already" and tables["h1"].failed
     assert statuses["fs.file-max"] == "read-only"
     assert statuses["net.ipv4.tcp_mem"] == statuses["x.y"] == "absent"
     refused = next(key for key in tables["h1"].keys if key.key == "net.ipv4.ip_local_port_range")
@@ -154,7 +198,7 @@ def test_tune_tells_the_five_states_apart_and_the_second_run_changes_nothing(tmp
     assert "53 processes" in tables["h1"].nofile.note and "a new login has 1024" in tables["h1"].nofile.note
     assert tables["h2"].keys == () and "no answer" in tables["h2"].error
     assert "refused (EINVAL)" in render(tables)
-    assert asked_keys(recap)["h1"]["x.y"] == "0"
+    assert asked(recap)["h1"].values["x.y"] == "0"
 
     recap, tables = tune(fleet, inventory, book)
     assert recap.hosts["h1"].changed == 0
@@ -173,6 +217,7 @@ def test_tune_writes_absent_and_read_only_keys_so_that_boot_passes_over_them(tmp
     assert "net.core.somaxconn = 9" in lines and "-x.y = 0" in lines
     at = lines.index("net.core.somaxconn = 9")
     assert lines[at - 2].startswith("# caps the accept queue") and "65535" in lines[at - 1]
+    assert "# warning: these are pages, not bytes" in text
     assert text.endswith("\n") and "\n\n\n" not in text
 
 
