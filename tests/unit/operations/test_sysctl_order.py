@@ -36,25 +36,26 @@ OWN = "etc/sysctl.d/99-tcpfleet.conf"
 CASES: list[tuple[str, dict[str, str], str | None, str | None]] = [
     # what the case shows; files; who sets a.b at boot; who under sysctl --system
     ("nobody", {OWN: "c.d = 1"}, None, None),
-    ("one", {OWN: "a.b = 1"}, "99-tcpfleet.conf:1=1", "99-tcpfleet.conf:1=1"),
-    ("the last line of a file", {OWN: "a.b=1\n\na.b = 2\n"}, "99-tcpfleet.conf:3=2", "99-tcpfleet.conf:3=2"),
+    ("one", {OWN: "a.b = 1"}, "OWN:1=1", "OWN:1=1"),
+    ("the last line of a file", {OWN: "a.b=1\n\na.b = 2\n"}, "OWN:3=2", "OWN:3=2"),
     ("a later name", {OWN: "a.b=1", "etc/sysctl.d/99-zz.conf": "a.b=2"}, "99-zz.conf:1=2", "99-zz.conf:1=2"),
-    ("by name, whatever the folder", {OWN: "a.b=1", "usr/lib/sysctl.d/zz.conf": "a.b=2"}, "zz.conf:1=2", "zz.conf:1=2"),
+    ("by name, whatever the folder", {OWN: "a.b=1", "usr/lib/sysctl.d/zz.conf": "a.b=2"},
+     "zz.conf:1=2", "zz.conf:1=2"),
     ("of equal names the first folder's", {"etc/sysctl.d/9.conf": "a.b=1", "usr/lib/sysctl.d/9.conf": "a.b=2"},
      "9.conf:1=1", "9.conf:1=1"),
     ("a masked file", {"etc/sysctl.d/9.conf": "-> /dev/null", "usr/lib/sysctl.d/9.conf": "a.b=2"}, None, None),
-    ("only .conf", {OWN: "a.b=1", "etc/sysctl.d/zz.conf.bak": "a.b=2"}, "99-tcpfleet.conf:1=1", "99-tcpfleet.conf:1=1"),
-    ("sysctl.conf without a link", {OWN: "a.b=1", "etc/sysctl.conf": "a.b=2"}, "99-tcpfleet.conf:1=1", "sysctl.conf:1=2"),
+    ("only .conf", {OWN: "a.b=1", "etc/sysctl.d/zz.conf.bak": "a.b=2"}, "OWN:1=1", "OWN:1=1"),
+    ("sysctl.conf without a link", {OWN: "a.b=1", "etc/sysctl.conf": "a.b=2"}, "OWN:1=1", "sysctl.conf:1=2"),
     ("sysctl.conf with Debian's link", {OWN: "a.b=1", "etc/sysctl.conf": "a.b=2",
-     "etc/sysctl.d/99-sysctl.conf": "-> ../sysctl.conf"}, "99-tcpfleet.conf:1=1", "sysctl.conf:1=2"),
-    ("no final newline, CRLF", {OWN: "# x\r\na.b = 1 2\r\n;\r\na/b=3"}, "99-tcpfleet.conf:4=3", "99-tcpfleet.conf:4=3"),
-    ("bad lines are passed over", {OWN: "nonsense\n= 5\na.b = 1\n!!"}, "99-tcpfleet.conf:3=1", "99-tcpfleet.conf:3=1"),
-    ("a leading dash", {OWN: "-a.b = 1"}, "99-tcpfleet.conf:1=1", "99-tcpfleet.conf:1=1"),
-    ("a pattern sets what no line names", {OWN: "a.* = 1"}, "99-tcpfleet.conf:1=1", "99-tcpfleet.conf:1=1"),
+     "etc/sysctl.d/99-sysctl.conf": "-> ../sysctl.conf"}, "OWN:1=1", "sysctl.conf:1=2"),
+    ("no final newline, CRLF", {OWN: "# x\r\na.b = 1 2\r\n;\r\na/b=3"}, "OWN:4=3", "OWN:4=3"),
+    ("bad lines are passed over", {OWN: "nonsense\n= 5\na.b = 1\n!!"}, "OWN:3=1", "OWN:3=1"),
+    ("a leading dash", {OWN: "-a.b = 1"}, "OWN:1=1", "OWN:1=1"),
+    ("a pattern sets what no line names", {OWN: "a.* = 1"}, "OWN:1=1", "OWN:1=1"),
     ("a pattern does not reach a named key", {"etc/sysctl.d/1.conf": "a.b=1", OWN: "a.*=2"},
      "1.conf:1=1", "1.conf:1=1"),
     ("a key taken out of patterns", {OWN: "a.*=2\n-a.b"}, None, None),
-    ("a key taken away again", {OWN: "a.b=2\n-a.b"}, None, "99-tcpfleet.conf:1=2"),
+    ("a key taken away again", {OWN: "a.b=2\n-a.b"}, None, "OWN:1=2"),
     ("a star stays within its part", {OWN: "* = 2\na.b.* = 3"}, None, None),
 ]  # fmt: skip
 
@@ -67,7 +68,9 @@ def test_who_has_the_last_word(
 ) -> None:
     def told(said: dict[str, Any]) -> str | None:
         one = said.get("a.b")
-        return one and f"{one['file'].rpartition('/')[2]}:{one['line']}={one['value']}"
+        return one and f"{one['file'].rpartition('/')[2]}:{one['line']}={one['value']}".replace(
+            "99-tcpfleet.conf", "OWN"
+        )
 
     root = place(tmp_path, files)
     assert told(order.at_boot(["a.b", "x.y"], root)) == boot
