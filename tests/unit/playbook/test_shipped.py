@@ -105,8 +105,8 @@ class Kernel:
             said = [
                 f"/proc/sys/{key.replace('.', '/')}:{value}" for key, value in {**READ_ONLY, **self.values}.items()
             ]
-            said.append("pid:[4026532000]" if self.container else "pid:[4026531836]")
-            said += ["netdev_max_backlog absent"] if self.own_network else []
+            said += ["in a container"] if self.container else []
+            said += ["in a network of its own"] if self.own_network else []
         else:
             import shlex
             import subprocess
