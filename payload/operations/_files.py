@@ -370,7 +370,12 @@ def validate(command, path, content, context):
     try:
         done = context.run_command(argv)
     except OSError as error:
-        raise OperationError("cannot run the validate command '%s': %s" % (command, error.strerror))
+        raise OperationError(
+            "cannot run the validate command '%s': %s" % (command, error.strerror),
+            cmd=" ".join(map(shlex.quote, argv)),
+            rc=error.errno,
+            **output_fields("", "")
+        )
     finally:
         os.unlink(trial)
     if done.returncode != 0:
@@ -378,9 +383,13 @@ def validate(command, path, content, context):
         raise OperationError(
             "failed to validate: '%s' exited %d: %s" % (command, done.returncode, (out + err).strip()),
             exit_status=done.returncode,
-            stdout=out,
-            stderr=err,
+            **output_fields(out, err)
         )
+
+
+def output_fields(out, err):
+    """What a program has written, as text and in lines, as results have it."""
+    return {"stdout": out, "stderr": err, "stdout_lines": out.splitlines(), "stderr_lines": err.splitlines()}
 
 
 def new_attributes(status, args):

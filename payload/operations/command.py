@@ -96,17 +96,8 @@ def execute(argv, shown, args, context):
 
 
 def _fields(shown, code, out, err, **more):
-    fields = {
-        "cmd": shown,
-        "rc": code,
-        "stdout": out,
-        "stderr": err,
-        "stdout_lines": out.splitlines(),
-        "stderr_lines": err.splitlines(),
-        "start": None,
-        "end": None,
-        "delta": None,
-    }
+    fields = {"cmd": shown, "rc": code, "start": None, "end": None, "delta": None}
+    fields.update(files.output_fields(out, err))
     fields.update(more)
     return fields
 
@@ -119,19 +110,17 @@ def _run(argv, folder, args, context):
         if args.get("stdin_add_newline", True) and not data.endswith("\n"):
             data += "\n"
         data = data.encode("utf-8")
+    line = " ".join(map(shlex.quote, argv))
     try:
         done = context.run_command(argv, stdin=data or b"", env=_environment(args), cwd=folder)
     except (OSError, ValueError) as error:
         code = getattr(error, "errno", None) or 2
         raise OperationError(
             "cannot run '%s': %s" % (argv[0], getattr(error, "strerror", None) or error),
-            cmd=argv,
+            cmd=line,
             rc=code,
-            stdout="",
-            stderr="",
-            stdout_lines=[],
-            stderr_lines=[],
+            **files.output_fields("", "")
         )
     if done.timed_out:
-        raise OperationError("cancelled while '%s' was running" % argv[0], cmd=argv, rc=done.returncode)
+        raise OperationError("cancelled while '%s' was running" % argv[0], cmd=line, rc=done.returncode)
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")

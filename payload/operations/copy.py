@@ -102,7 +102,10 @@ def put(content, args, context, times=None):
         if context.diff:
             result["diff"] = files.attribute_diff(dest, done) if done else {"before": "", "after": ""}
         why = ", ".join(done) if done else "%s already has this content, owner and mode" % dest
-        return _result(dest, bool(done), why, result, content)
+        result.update(_result(dest, bool(done), why, content=content))
+        if not args.get("remote_src"):
+            result["path"] = dest  # of the content's file Ansible does not tell it, of a changed mode it does
+        return result
 
     what = "created" if status is None else "replaced the symlink" if link else "content changed"
     if context.diff:

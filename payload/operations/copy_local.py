@@ -75,7 +75,7 @@ def _folder(source, args, context):
     dest = files.absolute(args["dest"], "dest")
     if os.path.exists(dest) and not os.path.isdir(dest):
         raise OperationError("%s is a directory and %s is none" % (source, dest), dest=dest)
-    top = dest
+    top = told = dest
     if not source.endswith("/"):
         dest = os.path.join(dest, os.path.basename(source))
     dest = dest.rstrip("/") or "/"
@@ -84,11 +84,12 @@ def _folder(source, args, context):
             "%s is inside of %s: a folder cannot be copied into itself" % (dest, source), dest=dest
         )
     if os.path.isdir(top) or top.endswith("/"):
-        top = dest  # what the attributes asked for are of; a folder that is made on the way has them too
+        # What the attributes asked for are of, and the result; a folder that is made on the way has them too.
+        top, told = dest, os.path.join(told, os.path.basename(source))
     elif not os.path.isdir(os.path.dirname(top)):
         raise OperationError("destination directory %s does not exist" % os.path.dirname(top), dest=top)
     if args.get("force") is False and os.path.exists(dest):
-        return {"changed": False, "dest": dest, "src": source, "msg": "%s exists and force is false" % dest}
+        return {"changed": False, "dest": told, "src": source, "msg": "%s exists and force is false" % dest}
     if not context.check:
         make_folders(os.path.dirname(dest), args)
     done = []
@@ -99,9 +100,9 @@ def _folder(source, args, context):
     status = files.lstat(top)
     if status is not None:
         done += ["%s: %s" % (top, one) for one in files.apply_attributes(top, status, wanted, context.check)]
-    result = {"changed": bool(done), "dest": dest, "src": source}
+    result = {"changed": bool(done), "dest": told, "src": source, "checksum": None}
     if not context.check:
-        result = dict(files.describe(dest), **result)
+        result = dict(files.describe(top), **result)
         result.pop("path", None)
     result["msg"] = ", ".join(done) if done else "%s already has what is in %s" % (dest, source)
     if context.diff and done:

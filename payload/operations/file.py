@@ -28,11 +28,11 @@ def run(args, context):
 
 def bring(args, context):
     """See `run`; for other operations that make folders and links."""
-    path = files.absolute(args["path"])
-    path = path.rstrip("/") or "/"
+    told = files.absolute(args["path"])  # what results call it: with the slash that it may end in
+    path = told.rstrip("/") or "/"
     state = args.get("state")
     if state not in ("link", "absent") and os.path.isdir(path) and args.get("src"):
-        path = os.path.join(path, os.path.basename(args["src"]))
+        told = path = os.path.join(path, os.path.basename(args["src"]))
     before = files.state_of(files.lstat(path))
     if state is None:
         state = before if before != "absent" else "directory" if args.get("recurse") else "file"
@@ -43,13 +43,15 @@ def bring(args, context):
     follow = args.get("follow", True)
     if before == "link" and follow and state in ("file", "directory"):
         path = os.path.realpath(path)
+        told = told if told.endswith("/") else path
         before = files.state_of(files.lstat(path))
     done = _STATES[state](path, files.lstat(path), dict(args, follow=follow), context.check)
     result = files.describe(path)
     if context.check and state == "absent":
-        result = {"path": path, "state": "absent"}
+        result = {"state": "absent"}
+    result["path"] = told
     if state in ("link", "hard", "touch"):
-        result["dest"] = path
+        result["dest"] = told
     if args.get("src"):
         result["src"] = args["src"]
     result["changed"] = bool(done)

@@ -113,6 +113,8 @@ def free_form(text: str, raw: str | None) -> dict[str, Any]:
     {'creates': '/tmp/x', 'cmd': "touch '/tmp/a b'"}
     >>> free_form("path=/tmp/x mode=0644", None)
     {'path': '/tmp/x', 'mode': '0644'}
+    >>> free_form("a\\n", "cmd")  # what ends a script stays
+    {'cmd': 'a\\n'}
     """
     found: dict[str, Any] = {}
     rest: list[str] = []
@@ -123,7 +125,7 @@ def free_form(text: str, raw: str | None) -> dict[str, Any]:
         else:
             rest.append(word)
     if raw:
-        line = "".join(rest).strip()
+        line = "".join(rest).lstrip()
         if line:
             found[raw] = _placed(line, text)
     else:
@@ -144,10 +146,10 @@ def _unquote(value: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a line, each with the blanks before it; quotes and ``{{ }}`` hold together.
+    """Words of a line, each with the blanks before it, the last with those behind it too; quotes and ``{{ }}`` hold together.
 
-    >>> split_words("a 'b c' {{ d | e }}")
-    ['a', " 'b c'", ' {{ d | e }}']
+    >>> split_words("a 'b c' {{ d | e }} ")
+    ['a', " 'b c'", ' {{ d | e }} ']
     """
     words: list[str] = []
     word, quote, depth, index = "", "", 0, 0
@@ -172,4 +174,6 @@ def split_words(text: str) -> list[str]:
         word, index = word + char, index + 1
     if word.strip():
         words.append(word)
+    elif words:
+        words[-1] += word
     return words

@@ -28,6 +28,9 @@ def test_doctests(name: str) -> None:
         ("path='/a b' mode=0644", None, {"path": "/a b", "mode": "0644"}),
         ("src={{ a + ' b' }} dest=/x", None, {"src": "{{ a + ' b' }}", "dest": "/x"}),
         ("stray", None, {"stray": None}),
+        ("echo a\n  echo b\n", "cmd", {"cmd": "echo a\n  echo b\n"}),
+        ("mode=0644 path=/x\n", None, {"path": "/x", "mode": "0644"}),
+        (" \n", None, {}),
     ],
 )
 def test_free_form(text: str, raw: str | None, found: dict[str, str]) -> None:
