@@ -13,25 +13,23 @@ Another identity is a child agent under sudo, fed the same archive over its pipe
 The password is written only after sudo's random prompt token has been seen.
 """
 
-import base64
+import binascii
 import collections
 import fcntl
-import importlib
 import os
 import pwd
 import queue
 import resource
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
-import traceback
-import zlib
 
 import journal
 import wire
+
+# What only some runs need is imported where it is used: most of an agent's start is imports.
 
 BEAT = 2.0  # seconds between beats
 ALONE = 60.0  # seconds of silence after which the controller is taken for dead
@@ -49,8 +47,12 @@ class Context(object):
         self.check = check
         self.diff = diff
         self.progress = progress
-        self.sources = agent.sources
         self._agent = agent
+
+    @property
+    def sources(self):
+        """{module path: source} of all payload modules."""
+        return self._agent.payload.sources()
 
     def stopping(self):
         return self._agent.stop.is_set()
@@ -64,6 +66,8 @@ class Context(object):
         :returns: Completed(returncode, stdout bytes, stderr bytes, timed_out bool).
         :raises OSError: it could not be started.
         """
+        import subprocess
+
         child = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -96,8 +100,8 @@ class Context(object):
 class Agent(object):
     """The loop of one agent; `read_fd` and `write_fd` are private copies of its first stdin and stdout."""
 
-    def __init__(self, sources, archive, digest, read_fd, write_fd):
-        self.sources, self.archive, self.digest = sources, archive, digest
+    def __init__(self, payload, digest, read_fd, write_fd):
+        self.payload, self.digest = payload, digest
         self.read_fd, self.write_fd = read_fd, write_fd
         self.stop = threading.Event()
         self.children = set()  # pids of processes that must not outlive this agent
@@ -120,6 +124,7 @@ class Agent(object):
             message = self._inbox.get()
             if message is None:
                 self._end_children()
+                self.payload.keep()
                 return 0
             self._answer(message)
 
@@ -247,12 +252,15 @@ def perform(name, args, context):
     if name not in operations.TABLE:
         return {"changed": False, "failed": True, "msg": "this agent has no operation {!r}".format(name)}
     try:
-        module = importlib.import_module("operations." + operations.TABLE[name])
-        return module.run(args, context)
+        full = "operations." + operations.TABLE[name]
+        __import__(full)
+        return sys.modules[full].run(args, context)
     except operations.OperationError as error:
         return dict({"changed": False, "failed": True, "msg": error.msg}, **error.fields)
     except Exception as error:
         # A bug or an unforeseen OSError: named with its place, so that it can be reported.
+        import traceback
+
         return {
             "changed": False,
             "failed": True,
@@ -272,16 +280,19 @@ class Become(object):
     """A child agent running as another user through sudo."""
 
     def __init__(self, agent, become):
+        import subprocess
+        import zlib
+
         self.user = become["user"]
         exe = become.get("exe") or "sudo"
-        prompt = base64.b16encode(os.urandom(12)).decode()
-        token = base64.b16encode(os.urandom(12)).decode()
-        stub = agent.sources["stub"].encode("utf-8")
-        code = "import zlib,base64;exec(zlib.decompress(base64.b64decode({!r})))".format(
-            base64.b64encode(zlib.compress(stub)).decode()
+        prompt = binascii.hexlify(os.urandom(12)).decode()
+        token = binascii.hexlify(os.urandom(12)).decode()
+        stub = agent.payload.sources()["stub"].encode("utf-8")
+        code = "import zlib,binascii;exec(zlib.decompress(binascii.a2b_base64({!r})))".format(
+            binascii.b2a_base64(zlib.compress(stub), newline=False).decode()
         )
         argv = [exe, "-H", "-S", "-p", prompt, "-u", self.user, "--"]
-        argv += [sys.executable, "-I", "-S", "-c", code, token, agent.digest, str(len(agent.archive))]
+        argv += [sys.executable, "-I", "-S", "-c", code, token, agent.digest, str(len(agent.payload.archive))]
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -296,7 +307,7 @@ class Become(object):
         self._decoder = wire.Decoder()
         self._number = 0
         try:
-            rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.archive)
+            rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.payload.archive)
         except BaseException:
             self.close()
             raise
@@ -394,6 +405,8 @@ class Become(object):
 
     def close(self):
         """Closing its pipe ends the child; a kill would not reach a process of another user."""
+        import subprocess
+
         try:
             self.process.stdin.close()
         except OSError:
@@ -431,12 +444,11 @@ def _private_pipes():
     return pipes
 
 
-def main(sources, archive, digest, uncached):
+def main(payload, digest, uncached):
     """Entry from the stub; never returns.
 
-    :param sources: {module path: source} of all payload modules.
-    :param archive: the same, packed, as bytes; for child agents.
-    :param digest: sha256 of `archive`.
+    :param payload: the stub's: ``sources()`` of all payload modules, their ``archive``, ``keep()``.
+    :param digest: sha256 of the archive.
     :param uncached: why the archive could not be kept on this host, or None.
     """
     read_fd, write_fd = _private_pipes()
@@ -452,4 +464,4 @@ def main(sources, archive, digest, uncached):
         "nofile": list(resource.getrlimit(resource.RLIMIT_NOFILE)),  # as this login got them
         "uncached": uncached,
     }
-    os._exit(Agent(sources, archive, digest, read_fd, write_fd).serve(hello))
+    os._exit(Agent(payload, digest, read_fd, write_fd).serve(hello))

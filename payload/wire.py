@@ -4,10 +4,12 @@ Both sides use this module, so the two ends cannot disagree. A frame is one JSON
 bounded (MAX_FRAME) before anything is allocated for it, and anything that is not a frame is a ProtocolError.
 """
 
-import datetime
 import json
 import struct
-from typing import Any, Dict, List
+
+TYPE_CHECKING = False  # typing's, without its import: that would take a tenth of an agent's start
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
 
 VERSION = 1
 MAX_FRAME = 32 * 1024 * 1024  # bytes; the largest thing sent is an observation, bounded at 2 MiB, or a copied file
@@ -19,7 +21,7 @@ class ProtocolError(Exception):
     """The other side sent something that is not a frame of this protocol."""
 
 
-def pack(message: Dict[str, Any]) -> bytes:
+def pack(message: "Dict[str, Any]") -> bytes:
     """The bytes of one frame.
 
     :param message: a dict of JSON types; a date, which YAML knows and JSON does not, goes as its text.
@@ -31,7 +33,9 @@ def pack(message: Dict[str, Any]) -> bytes:
     return _HEAD.pack(len(body)) + body
 
 
-def _plain(value: Any) -> str:
+def _plain(value: "Any") -> str:
+    import datetime  # late: few messages need it
+
     if isinstance(value, datetime.date):
         return str(value)
     raise TypeError("{} cannot be sent".format(type(value).__name__))
@@ -47,7 +51,7 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> List[Dict[str, Any]]:
+    def feed(self, data: bytes) -> "List[Dict[str, Any]]":
         """All messages completed by `data`, a list of dicts.
 
         :raises ProtocolError: for an oversized length, bytes that are not JSON, or JSON that is not an object.

@@ -128,7 +128,7 @@ def _packed() -> tuple[bytes, str]:
 @functools.lru_cache(maxsize=1)
 def _stub_code() -> str:
     packed = base64.b64encode(zlib.compress((PAYLOAD / "stub.py").read_bytes(), 9)).decode()
-    return f'import zlib,base64;exec(zlib.decompress(base64.b64decode("{packed}")))'
+    return f'import zlib,binascii;exec(zlib.decompress(binascii.a2b_base64("{packed}")))'
 
 
 # ---------------------------------------------------------------- streams

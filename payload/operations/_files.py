@@ -374,7 +374,7 @@ def validate(command, path, content, context):
             "cannot run the validate command '%s': %s" % (command, error.strerror),
             cmd=" ".join(map(shlex.quote, argv)),
             rc=error.errno,
-            **output_fields("", "")
+            **output_fields("", ""),
         )
     finally:
         os.unlink(trial)
@@ -383,7 +383,7 @@ def validate(command, path, content, context):
         raise OperationError(
             "failed to validate: '%s' exited %d: %s" % (command, done.returncode, (out + err).strip()),
             exit_status=done.returncode,
-            **output_fields(out, err)
+            **output_fields(out, err),
         )
 
 

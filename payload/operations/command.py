@@ -119,7 +119,7 @@ def _run(argv, folder, args, context):
             "cannot run '%s': %s" % (argv[0], getattr(error, "strerror", None) or error),
             cmd=line,
             rc=code,
-            **files.output_fields("", "")
+            **files.output_fields("", ""),
         )
     if done.timed_out:
         raise OperationError("cancelled while '%s' was running" % argv[0], cmd=line, rc=done.returncode)

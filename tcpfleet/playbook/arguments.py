@@ -146,7 +146,8 @@ def _unquote(value: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a line, each with the blanks before it, the last with those behind it too; quotes and ``{{ }}`` hold together.
+    """Words of a line, each with the blanks before it, the last with those behind it too; quotes and ``{{ }}``
+    hold together.
 
     >>> split_words("a 'b c' {{ d | e }} ")
     ['a', " 'b c'", ' {{ d | e }} ']

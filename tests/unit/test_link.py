@@ -1,7 +1,10 @@
 """Sessions over the local link: a real agent process, its start, its end, and what can be wrong with it."""
 
+import hashlib
+import marshal
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +104,39 @@ def test_the_payload_is_sent_once_and_only_trusted_as_hashed(
     assert session.call("ping", {})["ping"] == "pong"  # the damaged copy was not run but replaced
     session.close()
     assert copy.read_bytes() == data
+
+
+def test_compiled_code_is_kept_and_only_used_when_nobody_else_can_have_written_it() -> None:
+    digest = link.archive()[1]
+    name = f"code-{digest}-{sys.implementation.cache_tag}-{sys.hexversion:x}"
+    kept = Path(os.path.expanduser("~")) / ".cache" / "tcpfleet" / name
+    kept.unlink(missing_ok=True)
+
+    def ping() -> object:
+        session = link.open_session(HOST, local(sys.executable))
+        try:
+            return session.call("ping", {})["ping"]
+        finally:
+            session.close()
+
+    assert ping() == "pong"
+    body = kept.read_bytes()[32:]
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    names, code = marshal.loads(body)
+    other = compile("def run(args, context):\n    return {'changed': False, 'ping': 'kept'}\n", "ping", "exec")
+    body = marshal.dumps((names, {**code, "operations/ping": marshal.dumps(other)}))
+    whole = hashlib.sha256(body).digest() + body
+    kept.write_bytes(whole)
+    assert ping() == "kept"
+    kept.chmod(0o620)  # someone else may have written it
+    assert ping() == "pong"
+    for damaged in (whole[: len(whole) // 2], whole[:31], b"", whole[:-1] + b"x"):
+        kept.write_bytes(damaged)
+        kept.chmod(0o600)
+        assert ping() == "pong"
+    kept.unlink()
+    kept.symlink_to("/dev/null")
+    assert ping() == "pong" and not kept.is_symlink()
 
 
 def test_unknown_operations_and_bugs_are_results() -> None:
