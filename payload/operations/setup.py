@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 
-from operations import OperationError, _hardware
+from operations import OperationError, _hardware, _host
 
 _PROC_IPV4 = "/proc/net/route"
 # What each subset of gather_subset holds; names follow Ansible's.
@@ -25,22 +25,23 @@ _SUBSETS = ("min", "hardware", "network", "virtual", "tcpfleet")
 # Ansible's finer subsets -> the one of ours that has their facts.
 _FINER = {
     "hardware": ("mounts", "processor", "processor_cores", "processor_count"),
-    "network": ("all_ipv4_addresses", "default_ipv4", "interfaces"),
+    "network": (
+        "all_ipv4_addresses", "all_ipv6_addresses", "default_ipv4", "default_ipv6", "interfaces",
+    ),
     "virtual": ("virtualization_role", "virtualization_type"),
     "min": (
-        "architecture", "cmdline", "date_time", "distribution", "distribution_major_version",
-        "distribution_release", "distribution_version", "effective_user_id", "env", "kernel", "kernel_version",
-        "loadavg", "machine", "machine_id", "os_family", "pkg_mgr", "platform", "python", "python_version",
-        "real_user_id", "service_mgr", "system", "user", "user_dir", "user_gecos", "user_gid", "user_id",
-        "user_shell", "user_uid",
+        "apparmor", "architecture", "chroot", "cmdline", "date_time", "distribution",
+        "distribution_major_version", "distribution_release", "distribution_version", "dns", "effective_user_id",
+        "env", "fips", "is_chroot", "kernel", "kernel_version", "loadavg", "lsb", "machine", "machine_id",
+        "os_family", "pkg_mgr", "platform", "python", "python_version", "real_user_id", "selinux", "service_mgr",
+        "ssh_pub_keys", "system", "user", "user_dir", "user_gecos", "user_gid", "user_id", "user_shell",
+        "user_uid",
     ),
 }  # fmt: skip
 _OURS = {finer: subset for subset, names in _FINER.items() for finer in names}
 # Subsets of Ansible that are not gathered here; to leave them out is no mistake.
 _OTHERS = (
-    "all_ipv6_addresses", "apparmor", "caps", "chroot", "default_ipv6", "devices", "dns", "facter",
-    "fibre_channel_wwn", "fips", "is_chroot", "iscsi", "local", "lsb", "nvme", "ohai", "selinux",
-    "ssh_pub_keys", "systemd",
+    "caps", "devices", "facter", "fibre_channel_wwn", "iscsi", "local", "nvme", "ohai", "systemd",
 )  # fmt: skip
 
 
@@ -56,9 +57,9 @@ def run(args, context):
     for subset in subsets:
         facts.update(_GATHER[subset]())
     globs = [name[len("ansible_") :] if name.startswith("ansible_") else name for name in args.get("filter") or []]
-    if "hardware" in subsets and (not globs or any(fnmatch.fnmatch("mounts", glob) for glob in globs)):
-        # Only when asked for: a file server that is gone makes this wait.
-        facts["mounts"] = _mounts()
+    for subset, names, gather in _WHEN_ASKED:
+        if subset in subsets and (not globs or any(fnmatch.filter(names, glob) for glob in globs)):
+            facts.update(gather())
     if globs:
         facts = {name: facts[name] for name in facts if any(fnmatch.fnmatch(name, glob) for glob in globs)}
     facts["gather_subset"] = list(args.get("gather_subset") or ["all"])
@@ -130,9 +131,7 @@ def _minimum():
         "python_version": platform.python_version(),
         "pkg_mgr": _package_manager(),
         "service_mgr": _service_manager(),
-        "env": {
-            key: value for key, value in os.environ.items() if key in ("HOME", "LANG", "PATH", "USER", "SHELL")
-        },
+        "env": dict(os.environ),
         "date_time": _date_time(),
     }
     facts["user_uid"], facts["user_gid"] = os.getuid(), os.getgid()
@@ -147,6 +146,9 @@ def _minimum():
     cmdline = _read("/proc/cmdline")
     if cmdline:
         facts["cmdline"] = _hardware.words_of_cmdline(cmdline)
+        facts["proc_cmdline"] = _host.words_of_cmdline(cmdline)
+    if name.machine == "x86_64" or re.match(r"i\d86$", name.machine):
+        facts["userspace_architecture"] = "x86_64" if facts["userspace_bits"] == "64" else "i386"
     load = os.getloadavg()
     facts["loadavg"] = {"1m": load[0], "5m": load[1], "15m": load[2]}
     machine = (_read("/etc/machine-id") or "").strip()
@@ -251,6 +253,39 @@ def _machine():
     return {key: value for key, value in facts.items() if value is not None}
 
 
+def _protection():
+    selinux = (_read("/sys/fs/selinux/enforce"), _read("/etc/selinux/config"), _read("/sys/fs/selinux/policyvers"))
+    return {
+        "selinux": _host.selinux_facts(*selinux),
+        # What Ansible asks a Python library for is read from the kernel here, so it is never missing.
+        "selinux_python_present": True,
+        "apparmor": {"status": "enabled" if os.path.exists("/sys/kernel/security/apparmor") else "disabled"},
+        "fips": (_read("/proc/sys/crypto/fips_enabled") or "").strip() == "1",
+        "is_chroot": _is_chroot(),
+    }
+
+
+def _is_chroot():
+    if os.environ.get("debian_chroot"):  # noqa: SIM112 - that is its name
+        return True
+    try:
+        mine, first = os.stat("/"), os.stat("/proc/1/root/.")
+    except OSError:
+        return False  # only root may look, and this user cannot tell
+    return (mine.st_ino, mine.st_dev) != (first.st_ino, first.st_dev)
+
+
+def _names():
+    release = {}
+    if any(os.path.exists(folder + "/lsb_release") for folder in ("/usr/bin", "/bin", "/usr/local/bin")):
+        text = _read("/etc/os-release") or _read("/usr/lib/os-release") or ""
+        release = dict(re.findall(r'^(\w+)=["\']?(.*?)["\']?$', text, re.MULTILINE))
+    return {
+        "lsb": _host.lsb_facts(_read("/etc/lsb-release"), release),
+        "dns": _host.dns_facts(_read("/etc/resolv.conf") or ""),
+    }
+
+
 def _mounts():
     """``mounts``: each real file system with its sizes in bytes, and counts of blocks and inodes."""
     found = _hardware.mount_lines(_read("/proc/mounts") or "")
@@ -270,7 +305,7 @@ def _mounts():
             inode_available=sizes.f_favail,
             inode_used=sizes.f_files - sizes.f_favail,
         )
-    return found
+    return {"mounts": found}
 
 
 def _network():
@@ -300,6 +335,13 @@ def _network():
         if len(addresses[name]) > 1:
             facts[key]["ipv4_secondaries"] = addresses[name][1:]
     facts["default_ipv4"] = _default_ipv4(addresses)
+    newer = _host.ipv6_addresses(_read("/proc/net/if_inet6") or "")
+    facts["all_ipv6_addresses"] = [
+        entry["address"] for name in sorted(newer) for entry in newer[name] if entry["address"] != "::1"
+    ]
+    for name in newer:
+        facts.setdefault(re.sub(r"[^A-Za-z0-9_]", "_", name), {"device": name})["ipv6"] = newer[name]
+    facts["default_ipv6"] = _default_ipv6(newer)
     return facts
 
 
@@ -375,14 +417,29 @@ def _default_ipv4(addresses):
     return {}
 
 
+def _default_ipv6(addresses):
+    """The interface of the default route of IPv6, its gateway and first global address; ``{}`` without one."""
+    route = _host.default_ipv6_route(_read("/proc/net/ipv6_route") or "")
+    if route is None:
+        return {}
+    found = {"interface": route[0], "type": "ether"}
+    if route[1]:
+        found["gateway"] = route[1]
+    for name, key, kind in (("mtu", "mtu", int), ("address", "macaddress", str)):
+        text = _read("/sys/class/net/%s/%s" % (route[0], name))
+        if text:
+            found[key] = kind(text.strip())
+    found.update(next((one for one in addresses.get(route[0], ()) if one["scope"] == "global"), {}))
+    return found
+
+
 def _virtual():
     kind = None
-    container = _read("/run/systemd/container") or _container_of_init()
-    if container:
+    said, container = _container_of_init(), _read("/run/systemd/container")
+    if said:  # in Ansible's words, which are fewer
+        kind, role = said if said in ("lxc", "podman") else "container", "guest"
+    elif container:
         kind, role = container.strip(), "guest"
-        kind = {"systemd-nspawn": "systemd-nspawn", "lxc": "lxc", "docker": "docker", "podman": "podman"}.get(
-            kind, kind
-        )
     elif os.path.exists("/.dockerenv"):
         kind, role = "docker", "guest"
     else:
@@ -439,6 +496,16 @@ def _tcpfleet():
     return {"tcpfleet": facts}
 
 
+# (subset, names, function): facts that take more time than most, gathered when the filter asks for one of them.
+# The mounts above all: a file server that is gone makes them wait.
+_WHEN_ASKED = (
+    ("min", ("selinux", "selinux_python_present", "apparmor", "fips", "is_chroot"), _protection),
+    ("min", ("lsb", "dns"), _names),
+    ("min", tuple("ssh_host_key_%s_public" % kind for kind in _host.KEY_TYPES)
+     + tuple("ssh_host_key_%s_public_keytype" % kind for kind in _host.KEY_TYPES), _host.key_facts),
+    ("hardware", _host.DMI_NAMES, _host.dmi_facts),
+    ("hardware", ("mounts",), _mounts),
+)  # fmt: skip
 _GATHER = {
     "min": _minimum,
     "hardware": _machine,

@@ -14,6 +14,10 @@ _RUNNING = ("active", "activating")
 _VERBS = {"started": "start", "stopped": "stop", "restarted": "restart", "reloaded": "reload"}
 # What is-enabled calls a unit that starts by itself, or that cannot be enabled any further.
 _ENABLED = ("enabled", "static", "generated", "transient")
+# All that is-enabled says of a unit that there is.
+_FILE_STATES = (
+    *_ENABLED, "enabled-runtime", "linked", "linked-runtime", "masked", "masked-runtime", "indirect", "disabled",
+)  # fmt: skip
 # Where the links are that enabling, disabling, masking and unmasking make and remove, by scope.
 _LINKS = {
     "system": ("/etc/systemd/system", "/run/systemd/system", "/etc/rc[0-6S].d"),
@@ -58,14 +62,17 @@ def run(args, context):
         return result
     if re.search(r"[*?\[]", name):
         raise OperationError("patterns of names are not supported: %s" % name)
-    before = manager.show(name)
-    if before.get("LoadState") == "error" or (before.get("LoadError") and before.get("LoadState") != "masked"):
+    before = manager.look(name)
+    load = before.get("LoadState")
+    # A unit that is masked or not there has a LoadError too, and can be masked and unmasked all the same.
+    if load == "error" or (before.get("LoadError") and load not in ("masked", "not-found")):
         raise OperationError("error loading the unit %s: %s" % (name, before.get("LoadError")), name=name)
-    missing = before.get("LoadState") == "not-found"
-    if missing and (args.get("state") is not None or args.get("enabled") is not None):
+    if load == "not-found" and (args.get("state") is not None or args.get("enabled") is not None):
         raise OperationError("could not find the unit %s" % name, name=name)
     done = _mask(name, before, args, manager)
-    done += _enable(name, before, args, manager, result)
+    # What is below a mask shows when it is gone: the unit may be enabled.
+    now = manager.look(name) if done and not context.check else before
+    done += _enable(name, now, args, manager, result)
     done += _state(name, before, args, manager, result)
     result.update(changed=bool(done), status=before)
     result["msg"] = ", ".join(done) or "%s is already as asked (%s)" % (
@@ -106,6 +113,8 @@ def _state(name, before, args, manager, result):
     wanted, active = args.get("state"), before.get("ActiveState", "")
     if wanted is None:
         return []
+    if not active:
+        raise OperationError("%s is in an unknown state: it may be a template, which cannot run" % name, name=name)
     running = active in _RUNNING
     result["state"] = "stopped" if wanted == "stopped" else "started"
     if running if wanted == "started" else wanted == "stopped" and not running and active != "deactivating":
@@ -173,6 +182,22 @@ class Manager(object):
         """All properties of a unit: name -> text."""
         return parse_show(self.call("show", name))
 
+    def look(self, name):
+        """As `show`; of a template (``NAME@.service``), which has no properties, whether it is enabled.
+
+        :returns: ``LoadState`` not-found when there is neither.
+        """
+        try:
+            return self.show(name)
+        except OperationError:
+            done = self._run("is-enabled", name)
+            state = done.stdout.decode("utf-8", "replace").strip()
+            if state in _FILE_STATES:
+                return {"UnitFileState": state}
+            if state == "not-found" or b"No such file or directory" in done.stderr:
+                return {"LoadState": "not-found"}
+            raise
+
     def change(self, verb, name, before):
         """Runs a verb unless in check mode; True when it ran.
 
@@ -199,15 +224,18 @@ class Manager(object):
 
     def call(self, *words):
         """Output of systemctl. :raises OperationError: when it exits other than 0."""
-        try:
-            done = self._context.run_command(["systemctl", *self._options, *words], env=self._environment)
-        except OSError as error:
-            raise OperationError("cannot run systemctl: %s" % error.strerror)
+        done = self._run(*words)
         out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
         if done.returncode != 0:
             sentence = (err or out).strip() or "exit status %d" % done.returncode
             raise OperationError("systemctl %s: %s" % (" ".join(words[:2]), sentence), rc=done.returncode)
         return out
+
+    def _run(self, *words):
+        try:
+            return self._context.run_command(["systemctl", *self._options, *words], env=self._environment)
+        except OSError as error:
+            raise OperationError("cannot run systemctl: %s" % error.strerror)
 
 
 def changed_links(before, after):

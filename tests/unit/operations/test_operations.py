@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operations import TABLE, OperationError, _files, _hardware, _kernel, setup, systemd
+from operations import TABLE, OperationError, _files, _hardware, _host, _kernel, setup, systemd
 
 from tests.unit.interpreters import INTERPRETERS
 
@@ -221,13 +221,118 @@ def test_memory_mounts_and_the_kernels_command_line() -> None:
     assert _hardware.words_of_cmdline("quiet root=/dev/a=b\n") == {"quiet": True, "root": "/dev/a=b"}
 
 
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ((None, None, None), {"status": "disabled"}),
+        ((None, "SELINUX=enforcing\n", None), {"status": "disabled"}),
+        (
+            ("1", "# SELINUX=x\nSELINUX=permissive\nSELINUXTYPE=targeted\n", "33"),
+            {
+                "status": "enabled", "mode": "enforcing", "config_mode": "permissive", "type": "targeted",
+                "policyvers": 33,
+            },
+        ),
+        (
+            ("0\n", None, None),
+            {
+                "status": "enabled", "mode": "permissive", "config_mode": "unknown", "type": "unknown",
+                "policyvers": "unknown",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_selinux(texts: tuple[str | None, ...], found: dict[str, object]) -> None:
+    assert _host.selinux_facts(*texts) == found
+
+
+def test_lsb() -> None:
+    text = 'DISTRIB_ID=Ubuntu\nDISTRIB_RELEASE=22.04\nDISTRIB_CODENAME=jammy\nDISTRIB_DESCRIPTION="Ubuntu 22"\n'
+    assert _host.lsb_facts(text, {}) == {
+        "id": "Ubuntu", "release": "22.04", "codename": "jammy", "description": "Ubuntu 22",
+        "major_release": "22",
+    }  # fmt: skip
+    release = {"ID": "debian", "NAME": "Debian GNU/Linux", "VERSION_ID": "12"}
+    assert _host.lsb_facts(None, release) == {"id": "Debian", "release": "12", "major_release": "12"}
+    assert _host.lsb_facts(None, {}) == {}
+
+
+def test_name_servers() -> None:
+    text = "# x\n; y\nnameserver 10.0.0.1\nnameserver ::1\n\nsearch a.b c\ndomain d\noptions ndots:2 rotate\n"
+    assert _host.dns_facts(text) == {
+        "nameservers": ["10.0.0.1", "::1"], "search": ["a.b", "c"], "domain": "d",
+        "options": {"ndots": "2", "rotate": True},
+    }  # fmt: skip
+    assert _host.dns_facts("domain\n") == {}
+
+
+def test_ipv6() -> None:
+    text = (
+        "00000000000000000000000000000001 01 80 10 80       lo\n"
+        "fd000000000000000000000000000002 02 40 00 80     eth0\n"
+        "fe8000000000000000fc00fffe000001 02 40 20 80     eth0\n"
+    )
+    assert _host.ipv6_addresses(text) == {
+        "lo": [{"address": "::1", "prefix": "128", "scope": "host"}],
+        "eth0": [
+            {"address": "fd00::2", "prefix": "64", "scope": "global"},
+            {"address": "fe80::fc:ff:fe00:1", "prefix": "64", "scope": "link"},
+        ],
+    }
+    zero, gateway = "0" * 32, "fd00" + "0" * 27 + "1"
+    route = "{} {} {} 00 {} {} 00000001 00000000 {} {}\n"
+    lines = [
+        route.format(zero, "00", zero, gateway, "00000400", "00000003", "eth0"),
+        route.format(zero, "00", zero, zero, "00000100", "00000001", "wg0"),
+        route.format(zero, "00", zero, zero, "00000001", "00200200", "lo"),
+        route.format(zero, "00", zero, zero, "00000001", "00000201", "eth1"),  # unreachable
+        route.format("fd00" + zero[4:], "40", zero, zero, "00000001", "00000001", "eth2"),
+    ]
+    assert _host.default_ipv6_route("".join(lines)) == ("wg0", None)
+    assert _host.default_ipv6_route(lines[0]) == ("eth0", "fd00::1")
+    assert _host.default_ipv6_route("".join(lines[2:])) is None
+
+
+def test_what_the_firmware_says_and_host_keys(tmp_path: Path) -> None:
+    (tmp_path / "sys_vendor").write_text("QEMU\n")
+    facts = _host.dmi_facts(str(tmp_path))
+    assert facts["system_vendor"] == "QEMU" and facts["product_serial"] == "NA"
+    assert set(facts) == set(_host.DMI_NAMES)
+    (tmp_path / "ssh_host_ed25519_key.pub").write_text("ssh-ed25519 AAAA root@here\n")
+    (tmp_path / "ssh_host_rsa_key.pub").write_text("")
+    assert _host.key_facts(str(tmp_path)) == {
+        "ssh_host_key_ed25519_public": "AAAA",
+        "ssh_host_key_ed25519_public_keytype": "ssh-ed25519",
+    }
+    assert _host.words_of_cmdline("quiet a=1 a=2 a=3") == {"quiet": True, "a": ["1", "2", "3"]}
+
+
+def test_dear_facts_are_gathered_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Context:
+        check = diff = False
+
+    asked: list[str] = []
+    table = [(subset, names, lambda names=names: asked.append(names[0]) or {names[0]: 1})
+             for subset, names, _ in setup._WHEN_ASKED]  # fmt: skip
+    monkeypatch.setattr(setup, "_WHEN_ASKED", table)
+    setup.run({"filter": ["ansible_kernel"]}, Context())
+    assert asked == []
+    assert setup.run({"filter": ["lsb"], "gather_subset": ["min"]}, Context())["ansible_facts"]["lsb"] == 1
+    assert asked == ["lsb"]
+    setup.run({}, Context())
+    assert len(asked) == 1 + len(table)
+
+
 class Systemctl:
     """A context whose systemctl knows one unit."""
 
     check = diff = False
+    below_the_mask = "disabled"
 
     def __init__(self, active: str = "inactive", enabled: str = "disabled", load: str = "loaded") -> None:
         self.unit = {"LoadState": load, "ActiveState": active, "UnitFileState": enabled}
+        if load in ("not-found", "masked"):
+            self.unit["LoadError"] = 'org.freedesktop.systemd1.NoSuchUnit "Unit x.service not found."'
         self.ran: list[str] = []
 
     def run_command(self, argv: list[str], env: Any = None) -> Any:
@@ -244,6 +349,7 @@ class Systemctl:
                 "enable": ("UnitFileState", "enabled"),
                 "disable": ("UnitFileState", "disabled"),
                 "mask": ("LoadState", "masked"),
+                "unmask": ("UnitFileState", self.below_the_mask),
             }
             self.unit.update([after[verb]] if verb in after else [])
         return type("Done", (), {"returncode": 0, "stdout": out.encode(), "stderr": b""})
@@ -272,6 +378,12 @@ class Systemctl:
         (("active", "masked"), {"masked": True}, [], False),
         (("active", "masked"), {"masked": False}, ["unmask"], True),
         (("active",), {"masked": True}, ["mask"], True),
+        (("inactive", "", "not-found"), {"masked": True}, ["mask"], True),
+        (("inactive", "", "not-found"), {"masked": False}, [], False),
+        (("inactive", "masked", "masked"), {"masked": True}, [], False),
+        (("inactive", "masked", "masked"), {"masked": False}, ["unmask"], True),
+        (("inactive", "masked", "masked"), {"masked": False, "enabled": False}, ["unmask"], True),
+        (("active", "masked-runtime", "masked"), {"masked": True}, ["mask"], True),
     ],
 )
 def test_systemd(
@@ -286,6 +398,45 @@ def test_systemd(
     context.check = True
     assert systemd.run({"name": "x", **args}, context)["changed"] == changed
     assert context.ran == []
+
+
+def test_a_unit_that_was_enabled_below_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "_RUNTIME", "/")
+    context = Systemctl("active", "masked", "masked")
+    context.below_the_mask = "enabled"
+    result = systemd.run({"name": "x", "masked": False, "enabled": False, "state": "stopped"}, context)
+    assert (context.ran, result["enabled"], result["changed"]) == (["unmask", "disable", "stop"], False, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "args", "ran"),
+    [
+        ("disabled", {"enabled": True}, ["enable"]),
+        ("disabled", {"enabled": False}, []),
+        ("enabled", {"enabled": True}, []),
+        ("enabled", {"state": "started"}, "in an unknown state"),
+        ("not-found", {"enabled": True}, "could not find the unit x@"),
+    ],
+)
+def test_templates_of_units(
+    said: str, args: dict[str, Any], ran: list[str] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Templates(Systemctl):
+        def run_command(self, argv: list[str], env: Any = None) -> Any:
+            done = super().run_command(argv, env)
+            if argv[1] in ("show", "is-enabled"):
+                done.returncode, done.stdout = 1, b"" if argv[1] == "show" else f"{said}\n".encode()
+            self.ran = [verb for verb in self.ran if verb != "is-enabled"]
+            return done
+
+    monkeypatch.setattr(systemd, "_RUNTIME", "/")
+    context = Templates()
+    if isinstance(ran, str):
+        with pytest.raises(OperationError, match=ran):
+            systemd.run({"name": "x@", **args}, context)
+    else:
+        assert systemd.run({"name": "x@", **args}, context)["changed"] == bool(ran)
+        assert context.ran == ran
 
 
 def test_systemd_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
