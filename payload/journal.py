@@ -1,7 +1,8 @@
 """The journal of a run on a host: what was there before each change, written down before the change is made.
 
 One file per run, of JSON lines that are only ever appended, each flushed to disk before the change it describes:
-/var/lib/tcpfleet/journal/RUN.jsonl for root, ~/.local/state/tcpfleet/journal/ for other users. The first line is
+/var/lib/tcpfleet/journal/RUN.jsonl for root, ~/.local/state/tcpfleet/journal/ for other users (of those without a
+home that they can write to, /var/tmp/tcpfleet-UID/journal/). The first line is
 about the run (``begin``); every other one about a change, with the state ``before`` and the state ``after`` that
 the change is about to make, so that `operations.rollback` can tell what this run did from what others did later,
 also after a kill between line and change. What cannot be known beforehand follows in a line ``made``.
@@ -32,12 +33,16 @@ import time
 from operations import OperationError
 
 VERSION = 1
-INLINE = 1 << 20  # bytes of content that go into a line; more goes to a file of its own
+INLINE = 1 << 20  # bytes of one content that go into a line; more goes to a file of its own
+MOST_INLINE = 16 << 20  # bytes of all contents of a line, which is made in memory
+SPARE = 64 << 20  # bytes of a disk that are left free when contents are kept
 MOST_PATHS = 10000  # in a directory that is removed
 MOST_BYTES = 256 << 20
 _SHOWN = 2048  # bytes of content that a command to paste may hold
 _ROOT_PLACE = "/var/lib/tcpfleet"
 _USER_PLACE = ".local/state/tcpfleet"
+# Others cannot remove what is there; `_private` sees whose it is.
+_HOMELESS_PLACE = "/var/tmp/tcpfleet-%d"  # noqa: S108
 _RUN = re.compile(r"\A[0-9A-Za-z][0-9A-Za-z-]{0,63}\Z")
 _NO_XATTRS = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT)
 
@@ -45,10 +50,24 @@ _current = None  # the journal of the operation at work
 
 
 def state_folder():
-    """The folder of this user's state: /var/lib/tcpfleet for root, ~/.local/state/tcpfleet for others."""
-    if os.geteuid() == 0:
+    """The folder of this user's state: /var/lib/tcpfleet for root, ~/.local/state/tcpfleet for others.
+
+    Many users of services have no home, or one that is not theirs: for those it is /var/tmp/tcpfleet-UID.
+    """
+    user = os.geteuid()
+    if user == 0:
         return _ROOT_PLACE
-    return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, _USER_PLACE)
+    try:
+        home = pwd.getpwuid(user).pw_dir
+    except KeyError:
+        home = ""
+    if os.path.isabs(home) and os.path.isdir(home):
+        place = there = os.path.join(home, _USER_PLACE)
+        while not os.path.isdir(there):
+            there = os.path.dirname(there)
+        if there == place or os.access(there, os.W_OK | os.X_OK):
+            return place
+    return _HOMELESS_PLACE % user
 
 
 def folder():
@@ -112,6 +131,7 @@ def path(where, after, tree=False):
     if _current is None:
         return token()
     where = canonical(where)
+    _current.room = MOST_INLINE
     before = look(where, _current.keep, tree)
     entry = {"kind": "path", "path": where, "before": before, "after": after}
     return _current.append(entry, _undo_path(where, before))
@@ -221,13 +241,14 @@ def active():
 def canonical(where):
     """The path without symlinks in its folder: what it means later too."""
     head, name = os.path.split(where.rstrip("/") or "/")
-    return os.path.join(os.path.realpath(head), name) if name else os.path.realpath(where)
+    return os.path.realpath(where) if name in ("", ".", "..") else os.path.join(os.path.realpath(head), name)
 
 
 def look(where, keep=None, tree=False):
     """The state of a path.
 
-    :param keep: ``(open file, size) -> fields`` that keep the content; None: its checksum alone is told.
+    :param keep: ``(open file, size) -> fields`` that keep the content, with its ``sha256`` and ``size``; None: its
+        checksum alone is told.
     :param tree: with what is below it.
     :raises OperationError: when it cannot be read, or a tree is too large to be kept.
     """
@@ -285,9 +306,11 @@ def _look(where, keep):
     elif state["kind"] == "file":
         descriptor = os.open(where, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as source:
-            state["size"] = status.st_size
-            state["sha256"] = sha256(source)
-            if keep is not None:
+            if not os.path.samestat(os.fstat(descriptor), status):
+                raise OSError(errno.EAGAIN, "someone has just put something else there", where)
+            if keep is None:
+                state.update(size=status.st_size, sha256=sha256(source))
+            else:
                 state.update(keep(source, status.st_size))
     return state
 
@@ -309,14 +332,20 @@ def _plain(status):
 def xattrs(where):
     """Extended attributes as {name: base64}; those that this user may not read are left out."""
     found = {}
-    try:
-        for name in os.listxattr(where, follow_symlinks=False):
-            value = os.getxattr(where, name, follow_symlinks=False)
+    for name in _tolerant(os.listxattr, where) or ():
+        value = _tolerant(os.getxattr, where, name)
+        if value is not None:
             found[name] = base64.b64encode(value).decode("ascii")
+    return found
+
+
+def _tolerant(read, *arguments):
+    try:
+        return read(*arguments, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_XATTRS:
             raise
-    return found
+        return None
 
 
 def sha256(content):
@@ -367,13 +396,14 @@ class Journal(object):
 
     :param about: ``run`` (its id), and what `--list` tells of it: ``command``, ``user``.
     :ivar undo: shell commands that undo, by hand, what the operation at work has journalled; oldest first.
+    :ivar room: bytes of content that the line to come may still hold.
     """
 
     def __init__(self, about):
         if not _RUN.match(str(about.get("run"))):
             raise OperationError("%r is no id of a run" % about.get("run"))
-        self.about, self.hidden, self.undo = dict(about), False, []
-        self._descriptor = None
+        self.about, self.hidden, self.undo, self.room = dict(about), False, [], MOST_INLINE
+        self._descriptor, self._broken = None, None
 
     @property
     def place(self):
@@ -392,7 +422,7 @@ class Journal(object):
         try:
             if self._descriptor is None:
                 self._open()
-            self._write(entry)
+            self._write(self._descriptor, entry)
         except OSError as error:
             raise OperationError(
                 "cannot write the journal %s: %s; nothing was changed" % (self.place, error.strerror),
@@ -405,22 +435,39 @@ class Journal(object):
         return ident
 
     def keep(self, source, size):
-        """Keeps the content of an open file; small ones in the line, larger ones in a file beside the journal."""
+        """Keeps the content of an open file; small ones in the line, larger ones in a file beside the journal.
+
+        What someone appends meanwhile is left out: content and checksum are of the same bytes.
+
+        :param size: its length in bytes; files of the kernel say 0 and have more.
+        """
         source.seek(0)
-        if size <= INLINE:
-            return {"content": base64.b64encode(source.read()).decode("ascii")}
+        if size <= min(INLINE, self.room):
+            content = source.read(size or INLINE)
+            self.room -= len(content)
+            told = {"size": len(content), "sha256": sha256(content)}
+            return dict(told, content=base64.b64encode(content).decode("ascii"))
+        digest, left = hashlib.sha256(), size
         try:
             if self._descriptor is None:
                 self._open()
             beside = blobs(self.about["run"])
             _private(beside)
+            disk = os.statvfs(beside)
+            if disk.f_bavail * disk.f_frsize < size + SPARE:  # not filled up first, others live there
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             name = token()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             copy = os.path.join(beside, name)
             try:
                 with os.fdopen(os.open(copy, flags, 0o600), "wb") as target:
-                    for block in iter(lambda: source.read(1 << 20), b""):
+                    while left:
+                        block = source.read(min(left, 1 << 20))
+                        if not block:
+                            break  # it has become shorter
                         target.write(block)
+                        digest.update(block)
+                        left -= len(block)
                     target.flush()
                     os.fsync(target.fileno())
             except OSError:
@@ -435,44 +482,67 @@ class Journal(object):
                 errno=errno.errorcode.get(error.errno, str(error.errno)),
                 journal=self.place,
             )
-        return {"blob": name}
+        return {"blob": name, "size": size - left, "sha256": digest.hexdigest()}
 
     def _open(self):
         _private(folder())
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.place, flags, 0o600)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                raise OperationError("%s is no file of this user" % self.place)
+        while self._descriptor is None:
+            descriptor = os.open(self.place, flags, 0o600)
             try:
-                # Alone with it: what an agent that was killed has cut off goes. Else another agent is writing.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _drop_torn(descriptor)
-            except BlockingIOError:
-                pass
-            # Shared from here on: rollback takes it for itself and so never undoes a run under way.
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            self._descriptor = descriptor
-            if os.fstat(descriptor).st_size == 0:
-                self._write(dict(self.about, kind="begin", version=VERSION, boot=boot_id(), started=time.time()))
-                sync_folder(folder())
-        except BaseException:
-            self._descriptor = None
-            os.close(descriptor)
-            raise
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                    raise OperationError("%s is no file of this user" % self.place)
+                if self._join(descriptor):
+                    self._descriptor = descriptor
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+                    time.sleep(0.01)
 
-    def _write(self, line):
-        data = json.dumps(line, sort_keys=True).encode("ascii") + b"\n"
-        size = os.fstat(self._descriptor).st_size
+    def _join(self, descriptor):
+        """Locks the file, begun, for as long as it is open; False when that has to be tried again.
+
+        A host may be there under several names, with an agent for each: one of them writes the first line.
+        """
         try:
-            written = os.write(self._descriptor, data)
+            # Alone with it: what an agent that was killed has cut off goes.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _drop_torn(descriptor)
+            if os.fstat(descriptor).st_size == 0:
+                begin = dict(self.about, kind="begin", version=VERSION, boot=boot_id(), started=time.time())
+                self._write(descriptor, begin)
+                sync_folder(folder())
+        except BlockingIOError:
+            pass  # another agent is writing
+        # Shared from here on: rollback takes it for itself and so never undoes a run under way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status = os.fstat(descriptor)
+        try:
+            # Between the two locks rollback may have had it, and have moved it away.
+            return status.st_size > 0 and os.path.samestat(status, os.lstat(self.place))
+        except FileNotFoundError:
+            return False
+
+    def _write(self, descriptor, line):
+        if self._broken is not None:
+            raise OSError(self._broken, os.strerror(self._broken))
+        data = json.dumps(line, sort_keys=True).encode("ascii") + b"\n"
+        written = os.write(descriptor, data)
+        try:
             if written != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._descriptor)
-        except OSError:
-            # Half a line in the middle of the file would make all of it unreadable.
-            os.ftruncate(self._descriptor, size)
+            os.fsync(descriptor)
+        except OSError as error:
+            # Half a line in the middle of the file would make all of it unreadable. It goes, unless another
+            # agent has written behind it; that one's lines count.
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:
+                os.ftruncate(descriptor, end - written)
+            if written == len(data):
+                # What could not be flushed is lost, and the kernel says so once: a later success would not mean
+                # that what is before it has reached the disk (https://lwn.net/Articles/752063/).
+                self._broken = error.errno
             raise
 
     def close(self):

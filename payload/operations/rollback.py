@@ -105,6 +105,7 @@ def _close(run):
         journal.sync_folder(journal.folder())
         shutil.rmtree(journal.blobs(run.ident), ignore_errors=True)
         for old in [one for one in journal.runs() if one.undone][KEPT:]:
+            shutil.rmtree(journal.blobs(old.ident), ignore_errors=True)  # of one that was killed right here
             os.unlink(old.place)
     except OSError as error:
         raise OperationError("all is undone, but %s cannot be marked so: %s" % (run.place, error.strerror))
@@ -177,8 +178,9 @@ class _Rollback(object):
                 answer["diff"] = self._bounded(problem.diff)
         except OperationError as error:
             answer.update(status="failed", msg=error.msg)
-        except OSError as error:
-            answer.update(status="failed", msg="cannot restore %s: %s" % (answer["what"], error.strerror))
+        except (OSError, ValueError) as error:  # ValueError: a name that this locale cannot write
+            said = getattr(error, "strerror", None) or error
+            answer.update(status="failed", msg="cannot restore %s: %s" % (answer["what"], said))
         if entry["kind"] == "kernel" and entry.get("hidden"):
             answer["msg"] = "(hidden by no_log)"
         if answer["status"] == "would-restore" and self.context.diff and not entry.get("hidden"):
@@ -226,7 +228,7 @@ class _Rollback(object):
             raise self._refusal(entry, now)
         if before["kind"] == "absent" and now["kind"] == "directory":
             self._check_empty(path, entry)
-        status = self._done(_put_back, path, before, now, self._content, entry["id"])
+        status = self._done(_in_folder, _put_back, path, before, now, self._content, entry["id"])
         if self.context.check:
             self._assumed[path] = before
         self._reload = self._reload or journal.is_unit_file(path)
@@ -242,7 +244,7 @@ class _Rollback(object):
             return "already", "is as it was before"
         if not _between(now, before, after) and not (self.force and now["kind"] == before["kind"]):
             raise self._refusal(entry, now)
-        status = self._done(_set_attributes, path, before)
+        status = self._done(_in_folder, _set_attributes, path, before)
         if self.context.check:
             self._assumed[path] = dict(now, **before)
         return status, _sentence(before)
@@ -255,7 +257,7 @@ class _Rollback(object):
             raise _Problem("gone", "is no longer there")
         if now["times"][1] == before["times"][1]:
             return "already", "has its former times"
-        return self._done(_set_times, path, before["times"]), "its former times"
+        return self._done(_in_folder, _set_times, path, before["times"]), "its former times"
 
     def _check_folder(self, path, before, whole=False):
         """What led to the path must not lead elsewhere now: someone may have put a symlink there.
@@ -592,6 +594,25 @@ def _original(chain):
 # -- putting back ----------------------------------------------------------------------------------------
 
 
+def _in_folder(change, path, *arguments):
+    """Calls a function that changes a path, in the folder that is there now.
+
+    Who may write to a folder above could otherwise put a symlink in its place after it was looked at, and have
+    root change something elsewhere. Through /proc/self/fd the folder stays the one that was opened.
+
+    :raises _Problem: the folder leads elsewhere.
+    """
+    folder, name = os.path.split(path)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        opened = "/proc/self/fd/%d" % descriptor
+        if os.readlink(opened) != folder:
+            raise _Problem("refused", "its folder %s leads elsewhere now" % folder)
+        change(os.path.join(opened, name), *arguments)
+    finally:
+        os.close(descriptor)
+
+
 def _put_back(path, before, now, content_of, digits):
     """Makes what a state tells, in one step where the file system can."""
     kind = before["kind"]
@@ -656,7 +677,9 @@ def _fill(top, tree, content_of, digits):
     for name, state in tree:
         path = os.path.join(top, name)
         if state["kind"] == "directory":
-            if not os.path.isdir(path):
+            if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
+                os.unlink(path)  # force; a symlink here would lead what follows elsewhere
+            if not os.path.lexists(path):
                 os.mkdir(path, 0o700)
         elif not os.path.lexists(path):
             _place(path, state, content_of, digits)
@@ -680,7 +703,7 @@ def _set_attributes(path, state):
         for name, value in sorted(wanted.items()):
             if found.get(name) != value:
                 _tolerant(os.setxattr, path, name, base64.b64decode(value.encode("ascii")))
-    if "mode" in state:
+    if "mode" in state and not stat.S_ISLNK(status.st_mode):  # chmod would change what a link leads to
         os.chmod(path, state["mode"])
 
 

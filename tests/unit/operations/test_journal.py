@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +368,232 @@ def test_large_contents_go_when_the_run_is_undone(place: Path) -> None:
     assert len(list(beside.iterdir())) == 1
     assert undo(place)["undone"]
     assert not beside.exists()
+
+
+def test_two_agents_on_one_host_begin_one_journal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may have several names in an inventory, and then has several agents of one run."""
+    real = journal.boot_id
+
+    def slow() -> str:
+        time.sleep(0.05)
+        return real()
+
+    monkeypatch.setattr(journal, "boot_id", slow)
+    books = [journal.Journal(RUN) for _ in range(4)]
+    entry = {"kind": "command", "command": "true"}
+    threads = [threading.Thread(target=book.append, args=(entry,)) for book in books]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for book in books:
+        book.close()
+    kinds = [json.loads(line)["kind"] for line in book_of().read_text().splitlines()]
+    assert kinds == ["begin", *["command"] * 4]
+
+
+def test_a_journal_that_rollback_has_just_moved_away_is_not_written_to(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perform(place, LINE)
+    real, moved = fcntl.flock, book_of().with_name(f"{RUN['run']}.undone.jsonl")
+
+    def flock(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_SH and not moved.exists():
+            book_of().rename(moved)
+        real(descriptor, how)
+
+    monkeypatch.setattr(journal.fcntl, "flock", flock)
+    perform(place, ("lineinfile", {"path": "$T/etc/noend", "line": "z"}))
+    assert len(moved.read_text().splitlines()) == len(book_of().read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("home", "writable", "where"),
+    [
+        ("$T", True, "$T/.local/state/tcpfleet"),
+        ("$T", False, "/var/tmp/tcpfleet-4711"),
+        ("$T/kept", False, "$T/kept/.local/state/tcpfleet"),  # it is there already
+        ("/nonexistent", True, "/var/tmp/tcpfleet-4711"),
+        ("", True, "/var/tmp/tcpfleet-4711"),
+        (None, True, "/var/tmp/tcpfleet-4711"),  # a number without a name
+    ],
+)
+def test_users_without_a_home_have_a_journal(
+    home: str | None, writable: bool, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept/.local/state/tcpfleet").mkdir(parents=True)
+
+    def getpwuid(_uid: int) -> Any:
+        if home is None:
+            raise KeyError
+        return type("Entry", (), {"pw_dir": fill(home, str(tmp_path))})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "geteuid", lambda: 4711)
+        patch.setattr(journal.pwd, "getpwuid", getpwuid)
+        patch.setattr(journal.os, "access", lambda *_: writable)
+        assert journal.state_folder() == fill(where, str(tmp_path))
+
+
+def test_a_link_in_a_folder_that_is_filled_again_is_not_followed(place: Path) -> None:
+    perform(place, ("file", {"path": "$T/d", "state": "absent"}))
+    outside = place / "outside"
+    outside.mkdir(mode=0o711)
+    (place / "d").mkdir()
+    (place / "d/sub").symlink_to(outside)
+    assert statuses(undo(place)) == ["refused"]
+    assert statuses(undo(place, force=True)) == ["restored"]
+    assert list(outside.iterdir()) == [] and stat.S_IMODE(outside.stat().st_mode) == 0o711
+    assert (place / "d/sub").is_dir() and not (place / "d/sub").is_symlink()
+    assert (place / "d/sub/deep/three").exists()
+
+
+def test_a_folder_swapped_for_a_link_while_it_is_put_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perform(place, LINE)
+    outside = place / "outside"
+    outside.mkdir()
+    real = rollback._place
+
+    def swap(*args: Any) -> None:
+        (place / "etc").rename(place / "moved")
+        (place / "etc").symlink_to(outside)
+        real(*args)
+
+    monkeypatch.setattr(rollback, "_place", swap)
+    assert statuses(undo(place)) == ["restored"]
+    assert list(outside.iterdir()) == []
+    assert (place / "moved/conf").read_text() == "a=1\nb=2\n"
+
+
+def test_the_mode_of_what_a_link_leads_to_stays(place: Path) -> None:
+    status = (place / "etc/conf").lstat()
+    (place / "etc/l").symlink_to("conf")
+    state = {"uid": os.geteuid(), "gid": os.getegid(), "mode": 0o777}
+    rollback._set_attributes(str(place / "etc/l"), state)
+    assert (place / "etc/conf").lstat().st_mode == status.st_mode
+
+
+def test_one_attribute_that_cannot_be_read_hides_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getxattr(_path: str, name: str, **_: Any) -> bytes:
+        if name == "user.secret":
+            raise PermissionError(errno.EACCES, "no")
+        return b"x"
+
+    monkeypatch.setattr(journal.os, "listxattr", lambda *_, **__: ["user.secret", "system.posix_acl_access"])
+    monkeypatch.setattr(journal.os, "getxattr", getxattr)
+    assert journal.xattrs("/x") == {"system.posix_acl_access": "eA=="}
+
+
+@pytest.mark.parametrize("inline", [1 << 20, 0])
+def test_a_file_that_grows_while_it_is_kept(inline: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "INLINE", inline)
+    conf, real = place / "etc/conf", journal.sha256
+
+    def growing(content: Any) -> str:
+        digest: str = real(content)
+        with conf.open("a") as more:
+            more.write("appended\n")
+        return digest
+
+    before = conf.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "sha256", growing)
+        book = journal.Journal(RUN)
+        with journal.recording(book):
+            journal.path(str(conf), {"kind": "absent"})
+        book.close()
+    conf.unlink()
+    assert statuses(undo(place)) == ["restored"]
+    assert conf.read_text() == before
+
+
+def test_another_agents_line_outlives_a_line_that_finds_no_room(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = journal.Journal(RUN), journal.Journal(RUN)
+    for book in (ours, theirs):
+        book.append({"kind": "command", "command": "first"})
+    real = os.write
+
+    def write(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr(journal.os, "write", real)
+        theirs.append({"kind": "command", "command": "theirs"})
+        return real(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(journal.os, "write", write)
+    with pytest.raises(OperationError, match="No space left"):
+        ours.append({"kind": "command", "command": "ours"})
+    ours.append({"kind": "command", "command": "again"})
+    lines = [json.loads(line).get("command") for line in book_of().read_text().splitlines()[1:]]
+    ours.close(), theirs.close()
+    assert lines == ["first", "first", "theirs", "again"]
+
+
+def test_a_journal_that_could_not_be_flushed_takes_no_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = journal.Journal(RUN)
+    book.append({"kind": "command", "command": "first"})
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "fsync", fail)
+        with pytest.raises(OperationError, match="Input/output error"):
+            book.append({"kind": "command", "command": "lost"})
+    with pytest.raises(OperationError, match="Input/output error"):
+        book.append({"kind": "command", "command": "after it"})
+    book.close()
+    assert "lost" not in book_of().read_text() and len(book_of().read_text().splitlines()) == 2
+
+
+def test_contents_that_a_kill_has_left_go_with_their_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollback, "KEPT", 2)
+    ids = ["20260101-000000-000001-aaaa", "20260101-000000-000002-aaaa"]
+    for run in ids:
+        perform(place, LINE, run=run)
+        assert undo(place, run=run)["undone"]
+        Path(journal.blobs(run)).mkdir()
+    perform(place, LINE)
+    assert undo(place)["undone"]
+    assert [Path(journal.blobs(run)).exists() for run in ids] == [False, True]
+
+
+def test_many_contents_do_not_all_go_into_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = kill_cases.snapshot(str(place))
+    monkeypatch.setattr(journal, "MOST_INLINE", 4)
+    perform(place, ("file", {"path": "$T/d", "state": "absent"}))
+    assert len(os.listdir(journal.blobs(RUN["run"]))) > 0
+    assert undo(place)["undone"]
+    assert kill_cases.differences(before, kill_cases.snapshot(str(place))) == []
+
+
+def test_a_disk_is_not_filled_with_what_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "INLINE", 0)
+    monkeypatch.setattr(journal, "SPARE", 1 << 60)
+    with pytest.raises(OperationError, match=r"cannot keep 8 bytes .* No space left .*; nothing was changed"):
+        perform(place, LINE)
+    assert os.listdir(journal.blobs(RUN["run"])) == []
+
+
+def test_names_that_are_no_text(place: Path) -> None:
+    name = os.path.join(os.fsencode(place / "d"), b"\xff\xfe")
+    with open(name, "wb") as target:
+        target.write(b"\xff")
+    perform(place, ("file", {"path": "$T/d", "state": "absent"}))
+    assert not os.path.exists(name)
+    assert undo(place)["undone"]
+    with open(name, "rb") as source:
+        assert source.read() == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("$T/l/conf", "$T/etc/conf"), ("$T/l", "$T/l"), ("$T/l/", "$T/l"), ("$T/l/.", "$T/etc"), ("$T/l/..", "$T")],
+)
+def test_what_a_path_means_later(asked: str, meant: str, place: Path) -> None:
+    (place / "l").symlink_to("etc")
+    assert journal.canonical(fill(asked, str(place))) == fill(meant, str(place))
 
 
 def test_handlers_and_journal_share_a_folder() -> None:
