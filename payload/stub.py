@@ -86,9 +86,31 @@ def keep(data):
     return None
 
 
+def speak_utf8():
+    """Starts this Python again in a UTF-8 locale, for 3.6 in a login without one cannot name files but in ASCII.
+
+    Later ones do as much by themselves (PEP 538).
+    """
+    import locale
+
+    key = "LC_ALL" if os.environ.get("LC_ALL") else "LC_CTYPE"
+    for name in ("C.UTF-8", "C.utf8", "en_US.UTF-8"):
+        try:
+            locale.setlocale(locale.LC_CTYPE, name)
+        except locale.Error:
+            continue
+        if os.environ.get(key) != name:
+            os.environ[key] = name
+            with open("/proc/self/cmdline", "rb") as words:
+                os.execv(sys.executable, words.read().split(b"\0")[:-1])  # noqa: S606
+        return
+
+
 if sys.version_info < (3, 6):
     say("old " + sys.version.split()[0])
     sys.exit(1)
+if sys.getfilesystemencoding() == "ascii":
+    speak_utf8()
 
 data, uncached = cached(), None
 if data is None:

@@ -35,6 +35,25 @@ def test_an_agent_runs_on_every_python(python: Path) -> None:
     assert not Path(f"/proc/{session.hello['pid']}").exists()
 
 
+@pytest.mark.parametrize("settings", [{}, {"LC_ALL": "C"}, {"LANG": "POSIX"}], ids=str)
+@pytest.mark.parametrize("python", INTERPRETERS, ids=lambda path: path.parent.parent.name)
+def test_names_of_files_in_a_login_without_a_locale(
+    settings: dict[str, str], python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    session = link.open_session(HOST, local(str(python)))
+    try:
+        made = session.call("copy", {"dest": f"{tmp_path}/é", "content_b64": "eA=="})
+        shown = session.call("command", {"argv": ["ls", str(tmp_path)]})
+    finally:
+        session.close()
+    assert made.get("changed") and shown.get("stdout") == "é"
+    assert (tmp_path / "é").read_text() == "x"
+
+
 @pytest.mark.parametrize(
     ("python", "said"),
     [
