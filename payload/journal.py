@@ -41,7 +41,7 @@ MOST_BYTES = 256 << 20
 _SHOWN = 2048  # bytes of content that a command to paste may hold
 _ROOT_PLACE = "/var/lib/tcpfleet"
 _USER_PLACE = ".local/state/tcpfleet"
-# Others cannot remove what is there; `_private` sees whose it is.
+# Others cannot remove what is there; `private` sees whose it is.
 _HOMELESS_PLACE = "/var/tmp/tcpfleet-%d"  # noqa: S108
 _RUN = re.compile(r"\A[0-9A-Za-z][0-9A-Za-z-]{0,63}\Z")
 _NO_XATTRS = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT)
@@ -452,7 +452,7 @@ class Journal(object):
             if self._descriptor is None:
                 self._open()
             beside = blobs(self.about["run"])
-            _private(beside)
+            private(beside)
             disk = os.statvfs(beside)
             if disk.f_bavail * disk.f_frsize < size + SPARE:  # not filled up first, others live there
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -485,7 +485,7 @@ class Journal(object):
         return {"blob": name, "size": size - left, "sha256": digest.hexdigest()}
 
     def _open(self):
-        _private(folder())
+        private(folder())
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while self._descriptor is None:
             descriptor = os.open(self.place, flags, 0o600)
@@ -557,9 +557,13 @@ def blobs(run):
     return os.path.join(folder(), run + ".d")
 
 
-def _private(where):
-    """Makes a folder of the state, for this user only, and checks that it is such a folder."""
-    top = state_folder()
+def private(where, top=None):
+    """Makes a folder of the state, for this user only, and checks that it is such a folder.
+
+    :param top: the folder of the state that it is in, or is.
+    :raises OperationError: it is not.
+    """
+    top = top or state_folder()
     if not os.path.isdir(top):
         os.makedirs(os.path.dirname(top), exist_ok=True)
     steps = [top]
@@ -575,7 +579,7 @@ def _private(where):
         status = os.lstat(one)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OperationError(
-                "%s must be a folder that only this user can write to; no journal is kept there" % one
+                "%s must be a folder that only this user can write to; nothing is kept there" % one
             )
 
 

@@ -8,6 +8,7 @@ login user, {play: [handler names in the order of their notification]}, until th
 import json
 import os
 
+import journal
 from journal import state_folder as place
 
 from operations import OperationError
@@ -23,6 +24,8 @@ def run(args, context):
     """
     play, action = args["play"], args["action"]
     path = os.path.join(place(), "handlers.json")
+    if os.path.lexists(place()):
+        journal.private(place(), place())
     content = files.read_bytes(path)
     try:
         owed = {} if content is None else json.loads(content.decode("utf-8"))
@@ -45,7 +48,7 @@ def run(args, context):
 
 def _write(path, owed):
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        journal.private(os.path.dirname(path), os.path.dirname(path))
         if not owed:
             os.unlink(path)
             try:

@@ -52,5 +52,19 @@ def test_a_damaged_file_is_named_and_left_alone(place: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(place: Path) -> None:
     place.parent.mkdir()
     place.write_text("a file is in the way")
-    with pytest.raises(OperationError, match=r"cannot keep pending handlers in .*handlers\.json"):
+    with pytest.raises(OperationError, match=r"tcpfleet must be a folder .* nothing is kept there"):
         ask("add", "a")
+
+
+@pytest.mark.parametrize("how", ["others can write to it", "a link"])
+def test_a_folder_that_someone_else_may_have_filled_is_not_read(how: str, place: Path) -> None:
+    place.mkdir(parents=True)
+    (place / "handlers.json").write_text('{"p": ["planted"]}')
+    if how == "a link":
+        place.rename(place.with_name("elsewhere"))
+        place.symlink_to("elsewhere")
+    else:
+        place.chmod(0o777)
+    for action in ("read", "add"):
+        with pytest.raises(OperationError, match="only this user can write to"):
+            ask(action, "a")
