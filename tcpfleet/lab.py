@@ -9,8 +9,8 @@ directory, mounts below STATE, the bridge), never from a record that an interrup
 wrong; `OWNER` only says which checkout it belongs to and which addresses it has.
 
 Layers of a lab host, lowest first: `/` of this machine; `base`, prepared once (empty homes, no checkout,
-users, sshd settings, only the units a host needs); the host's own upper layer. All but `/` live on one
-tmpfs, so that unmounting it deletes them.
+users, sshd settings, only the units a host needs); the host's own upper layer, which is its disk: it outlives
+the host's power-off and goes with the lab. All but `/` live on one tmpfs, so that unmounting it deletes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,11 @@ class LabHost:
     @property
     def root(self) -> Path:
         return self.directory / "root"
+
+    @property
+    def console(self) -> Path:
+        """What it prints while booting; made when its disk is ready, before it boots for the first time."""
+        return self.directory / "console.log"
 
     @property
     def machine(self) -> str:
@@ -197,13 +202,15 @@ def why_not() -> str | None:
 def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> LabStatus:
     """Boot the lab and wait until every host is `running` and answers SSH; a running host is left alone.
 
-    Hosts that are up but not in `hosts` are taken down: the lab is exactly the inventory's group. An
-    interrupt takes down what this call had begun to boot.
+    A host of this lab that was powered off or died boots again with the disk that it had. Hosts that are up but
+    not in `hosts` are taken down: the lab is exactly the inventory's group. An interrupt takes down what this
+    call had begun to boot; what had a disk before keeps it.
 
     :param checkout: root of the checkout that owns the lab; `.lab/` below it gets keys and known_hosts.
     :param say: takes one line of progress.
     :raises Refused: this machine cannot boot a lab, or another checkout's lab is running.
-    :raises HostFailed: a host did not come up in BOOT_TIMEOUT seconds, with its console's last lines.
+    :raises HostFailed: a host did not come up in BOOT_TIMEOUT seconds, with its console's last lines, or a
+        fresh one is degraded.
     """
     reason = why_not()
     if reason:
@@ -224,6 +231,9 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
                 _halt({name: running[name]})
                 _discard(LabHost(name, ""))
         fresh = owner is None
+        # One whose address has changed is another host: it begins anew.
+        known = _owner_hosts() if owner else []
+        had_disk = {host for host in known if host.console.exists() and host.root.is_mount()}
         begun: list[LabHost] = []
         try:
             if fresh:
@@ -233,10 +243,14 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
             alive = _machines()
             for host in hosts:
                 if host.name not in alive:
-                    say(f"{host.name}: booting at {host.address}")
+                    again = ", with the disk that it had" if host in had_disk else ""
+                    say(f"{host.name}: booting at {host.address}{again}")
                     begun.append(host)
-                    _boot(host, checkout)
-            _wait(hosts, checkout, say)
+                    _end_leftovers(host)
+                    if host not in had_disk:
+                        _make_disk(host, checkout)
+                    _boot(host)
+            _wait(hosts, checkout, say, may_be_degraded=had_disk)
             return status()
         except BaseException:
             with uninterruptible():
@@ -247,7 +261,10 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
                     alive = _machines()
                     _halt({host.name: alive[host.name] for host in begun if host.name in alive})
                     for host in begun:
-                        _discard(host)
+                        if host in had_disk:
+                            _end_leftovers(host)
+                        else:
+                            _discard(host)
             raise
 
 
@@ -502,7 +519,8 @@ def _write_access(hosts: Sequence[LabHost], checkout: Path) -> None:
     (checkout / ".lab" / "known_hosts").write_text("".join(lines))
 
 
-def _boot(host: LabHost, checkout: Path) -> None:
+def _make_disk(host: LabHost, checkout: Path) -> None:
+    """A fresh upper layer with what makes it this host, mounted."""
     _discard(host)
     _mount_overlay(f"{STATE / 'base' / 'upper'}:/", host.directory, host.root)
     etc = host.root / "etc"
@@ -518,7 +536,10 @@ def _boot(host: LabHost, checkout: Path) -> None:
     shutil.copy(checkout / ".lab/host_keys" / host.name, key)
     key.chmod(0o600)
     shutil.copy(checkout / ".lab/host_keys" / f"{host.name}.pub", key.with_suffix(".pub"))
+    host.console.touch()
 
+
+def _boot(host: LabHost) -> None:
     command = [
         "systemd-nspawn",
         "--quiet",
@@ -545,7 +566,7 @@ def _boot(host: LabHost, checkout: Path) -> None:
         for group in groups:
             (group / "cgroup.procs").write_text("0")
 
-    with (host.directory / "console.log").open("wb") as console:
+    with host.console.open("wb") as console:
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -598,7 +619,10 @@ def _ask_states(hosts: Sequence[LabHost], checkout: Path, timeout: float) -> dic
     return answers
 
 
-def _wait(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> None:
+def _wait(
+    hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None], *, may_be_degraded: Container[LabHost]
+) -> None:
+    """Wait for all hosts; one with a disk from before may have units on it that fail, which is only told."""
     deadline = time.monotonic() + BOOT_TIMEOUT
     waiting = list(hosts)
     while waiting:
@@ -608,6 +632,9 @@ def _wait(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) 
             state, detail = states.get(host.name, ("booting", "no answer on port 22"))
             if state == "running":
                 say(f"{host.name}: running, answers SSH at {host.address}")
+                waiting.remove(host)
+            elif state == "degraded" and host in may_be_degraded:
+                say(f"{host.name}: degraded, failed units: {detail}; answers SSH at {host.address}")
                 waiting.remove(host)
             elif state == "degraded":
                 raise HostFailed(f"lab host {host.name} is degraded: failed units: {detail}")
@@ -629,7 +656,7 @@ def _answers(host: LabHost) -> bool:
 
 def _console(host: LabHost) -> str:
     with contextlib.suppress(OSError):
-        return "\n".join((host.directory / "console.log").read_text(errors="replace").splitlines()[-15:])
+        return "\n".join(host.console.read_text(errors="replace").splitlines()[-15:])
     return "(nothing)"
 
 
@@ -692,16 +719,21 @@ def _end_orphans(names: set[str]) -> None:
         raise HostFailed(f"processes of lab hosts do not end: look at pids {sorted(orphans)}")
 
 
-def _discard(host: LabHost) -> None:
-    """End what still runs on one host's layers, unmount and delete them, and remove its cgroups."""
+def _end_leftovers(host: LabHost) -> None:
+    """End what a machine that is down has left, but for its disk: processes, its link, its cgroups."""
     _end_orphans({host.name})
     # The network namespace of a machine that died hard lives on while it has data to send, and its link with it.
     link = f"vb-{host.machine}"
     if Path("/sys/class/net", link).exists():
         _run("ip", "link", "delete", link)
+    _remove_cgroups(host.machine)
+
+
+def _discard(host: LabHost) -> None:
+    """End what still runs on one host's layers, unmount and delete them, and remove its cgroups."""
+    _end_leftovers(host)
     _unmount(host.directory)
     shutil.rmtree(host.directory, ignore_errors=True)
-    _remove_cgroups(host.machine)
 
 
 def _unmount(top: Path) -> None:

@@ -18,13 +18,13 @@ def hosts_of(options: Options) -> list[lab.LabHost]:
 
 
 def up(options: Options) -> Answer:
-    """Boot exactly the hosts of group `lab`."""
+    """Boot exactly the hosts of group `lab`; exit 2 when one runs, but degraded by what is on its disk."""
     state = lab.up(hosts_of(options), ROOT, options.say)
     options.say(
         "lab is up. Log in: ssh -i .lab/id_ed25519 -o UserKnownHostsFile=.lab/known_hosts "
         f"root@{state.hosts[0].address}   (users ops, deploy; sudo password of ops: .lab/ops_password)"
     )
-    return Answer(_data(state))
+    return Answer(_data(state), _code(state))
 
 
 def down(options: Options, *, anyones: bool) -> Answer:
@@ -48,8 +48,13 @@ def status(options: Options) -> Answer:
         options.say(
             f"{host.name:<12} {host.address:<12} {host.state:<10} pid {host.pid or '-'} {host.detail}".rstrip()
         )
-    sick = [host for host in state.hosts if host.state != "running"]
-    return Answer(_data(state), EXIT_HOST_FAILED if sick else 0)
+    if any(host.state == "down" for host in state.hosts):
+        options.say("inv lab-up boots the hosts that are down again, with the disks that they had")
+    return Answer(_data(state), _code(state))
+
+
+def _code(state: lab.LabStatus) -> int:
+    return EXIT_HOST_FAILED if any(host.state != "running" for host in state.hosts) else 0
 
 
 def _data(state: lab.LabStatus) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tcpfleet.playbook import Recap
 
 STATUSES = ("restored", "would-restore", "already", "gone", "refused", "failed", "not-reversible")
-PENDING = ("refused", "failed")
+_STATES = ("damaged", "under way", "can be undone", "undone")  # of a run; the first that one of its parts is in
 
 
 def new_journal(command: str) -> dict[str, str]:
@@ -148,7 +148,7 @@ def _listed(journals: list[_Journals]) -> list[dict[str, Any]]:
             for count in ("entries", "not_reversible"):
                 one[count] += run[count]
             states = (one["state"], run["state"])
-            one["state"] = next(state for state in ("damaged", "can be undone", "undone") if state in states)
+            one["state"] = next(state for state in _STATES if state in states)
             one["msg"] = one["msg"] or run["msg"]
     return sorted(merged.values(), key=lambda one: str(one["run"]), reverse=True)
 

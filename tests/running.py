@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,16 @@ class Lab:
         if check:
             assert done.returncode == 0, f"{host}: {script}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def reboot(self, *hosts: str) -> None:
+        """Powers hosts off and boots them again, with the disks that they had; returns when they answer."""
+        down = {host.name: host.pid for host in lab.status().hosts if host.name in hosts}
+        for host in hosts:
+            self.ssh(host, "systemctl --no-block poweroff", check=False)  # may end the connection first
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}").exists() for pid in down.values()):
+            assert time.monotonic() < deadline, f"{hosts} do not end"
+            time.sleep(0.05)
+        Inv()("lab-up", code=None)  # 2 when one is degraded by what is on its disk
+        for host in hosts:
+            assert self.ssh(host, "systemctl is-system-running || true").strip() in ("running", "degraded")

@@ -6,7 +6,8 @@ Every change gets a status:
 * ``already``: it is as it was before; ``gone``: what was changed is no longer there, or did not outlive a reboot;
 * ``refused``: someone else changed it since, or put something in its way; ``force`` overrides;
 * ``failed``: it could not be put back, the sentence says why;
-* ``not-reversible``: a command ran, a key that cannot be read was written, a folder holds what others put there.
+* ``not-reversible``: a command ran, a key that cannot be read was written, a folder holds what others put there, a
+  process that a command started is still running.
 
 A run of which nothing was refused and nothing failed is undone: its journal is renamed. Until then rollback can
 be run again: what was put back is noted in the journal, and each step looks at what is there, so that a kill at
@@ -21,10 +22,11 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 
 import journal
 
-from operations import OperationError, systemd
+from operations import OperationError, _started, systemd
 from operations import _files as files
 from operations import _kernel as kernel
 
@@ -32,6 +34,9 @@ KEPT = 20  # journals of undone runs that stay for the list
 _DIFFS = 4 << 20  # bytes of diffs in one answer
 _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID  # chown clears them
 _PENDING = ("refused", "failed")
+_BYTECODE = "__pycache__"
+_SHOWN = 300  # characters of a command line
+_PATIENCE = 3.0  # seconds: the agent of a run whose controller was killed needs a moment to end
 
 
 def run(args, context):
@@ -40,8 +45,8 @@ def run(args, context):
     :param args: ``action`` list or undo; for undo ``run`` (its id) and ``force``.
     :returns: list: ``place`` (the folder) and ``runs``, newest first: ``run``, ``started`` (seconds since the
         epoch), ``command``, ``user``, ``entries`` (how many), ``not_reversible`` (how many of them), ``state``
-        (``can be undone``, ``undone``, ``damaged``), ``msg``. undo: ``entries``, newest first: ``what``, ``kind``,
-        ``status``, ``msg``, ``diff`` where there is one; ``undone``: nothing is left to do.
+        (``can be undone``, ``under way``, ``undone``, ``damaged``), ``msg``. undo: ``entries``, newest first:
+        ``what``, ``kind``, ``status``, ``msg``, ``diff`` where there is one; ``undone``: nothing is left to do.
     """
     if args["action"] == "list":
         found = [_describe(one) for one in journal.runs()]
@@ -62,11 +67,19 @@ def _describe(run):
     told.update({key: run.about.get(key) for key in ("started", "command", "user")})
     told["entries"] = len(shown)
     told["not_reversible"] = sum(entry["kind"] == "command" for entry in shown)
+    if not run.undone:
+        try:
+            with _held(run):
+                pass
+        except _InUse as error:
+            told.update(state="under way", msg=error.msg)
+        except OperationError:
+            pass  # not readable any more: someone undid it meanwhile
     return told
 
 
 def _undo(run, force, context):
-    with _held(run) as descriptor:
+    with _held(run, _PATIENCE) as descriptor:
         run.load()
         work = _Rollback(run, force, context, None if context.check else journal.Marks(descriptor))
         entries = work.go()
@@ -79,9 +92,16 @@ def _undo(run, force, context):
     return {"changed": changed, "run": run.ident, "entries": entries, "undone": undone, "msg": msg}
 
 
+class _InUse(OperationError):
+    """An agent is writing the journal, or another rollback works on it."""
+
+
 @contextlib.contextmanager
-def _held(run):
-    """The journal's descriptor, while nobody else uses it: whoever writes one holds it shared."""
+def _held(run, patience=0.0):
+    """The journal's descriptor, while nobody else uses it: whoever writes one holds it shared.
+
+    :param patience: seconds to wait for its writer's end.
+    """
     try:
         descriptor = os.open(run.place, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
@@ -89,10 +109,15 @@ def _held(run):
             raise OperationError("cannot read the journal %s: %s" % (run.place, error.strerror))
         descriptor = os.open(run.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OperationError("the run %s is under way on this host, or is being undone" % run.ident)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _InUse("the run %s is under way on this host, or is being undone" % run.ident)
+                time.sleep(0.05)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -157,14 +182,17 @@ class _Rollback(object):
                 done = {"kind": entry["kind"], "what": _what(entry), "status": "already", "msg": "undone before"}
                 told.append(done)
                 continue
+            if _is_again(entry):
+                self._again.append(entry)
+                continue
             told.append(self._one(entry))
             if entry.get("asked") is not None:
                 self._led = told[-1]["status"]
-            over = told[-1]["status"] in ("restored", "already") and not _is_again(entry)
-            if over and self._marks is not None:
+            if told[-1]["status"] in ("restored", "already") and self._marks is not None:
                 self._marks.add(entry["id"])
         if self.complete:
             told += self._units_again()
+            told += self._still_running()
         return told
 
     def _one(self, entry):
@@ -275,9 +303,13 @@ class _Rollback(object):
     def _check_empty(self, path, entry):
         """A directory that this run made goes when it is empty; what others put there is never removed."""
         left = sorted(os.listdir(path))
+        made = {one["path"] for one in self.run.entries if one["kind"] == "path"}
         if self.context.check:
-            made = {one["path"] for one in self.run.entries if one["kind"] == "path"}
             left = [name for name in left if os.path.join(path, name) not in made]
+        if left == [_BYTECODE] and _is_bytecode_of(path, made):
+            left = []
+            if not self.context.check:
+                shutil.rmtree(os.path.join(path, _BYTECODE))
         if left:
             held = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")
             status = "not-reversible" if self.force else "refused"
@@ -397,9 +429,6 @@ class _Rollback(object):
 
     def _unit(self, entry):
         verb = entry["verb"]
-        if _is_again(entry):
-            self._again.append(entry)
-            return "already", "%s again at the end" % systemd.UNDO[verb]
         if "links" in entry:
             return self._links(entry)
         manager = self._manager(entry)
@@ -474,7 +503,7 @@ class _Rollback(object):
             try:
                 manager = self._manager(entry)
                 if manager.show(entry["unit"]).get("ActiveState") not in ("active", "activating"):
-                    told.append(dict(answer, status="gone", msg="is not running"))
+                    told.append(dict(answer, status="already", msg="is not running: no %s" % entry["verb"]))
                     continue
                 status = self._done(manager.call, entry["verb"], entry["unit"])
                 told.append(dict(answer, status=status, msg="%s, with its former files" % entry["verb"]))
@@ -487,6 +516,34 @@ class _Rollback(object):
     @staticmethod
     def _command(entry):
         raise _Problem("not-reversible", "it ran; what it did is not known")
+
+    def _still_running(self):
+        """What commands of this run have started from the files that it put there."""
+        about, entries = self.run.about, self.run.entries
+        files_of_it = {one["path"] for one in entries if one["kind"] == "path" and one["after"]["kind"] == "file"}
+        commands = [one for one in entries if one["kind"] == "command"]
+        if not commands or not files_of_it or about.get("boot") != journal.boot_id():
+            return []
+        secret = any(one.get("hidden") for one in commands)
+        return [
+            {
+                "kind": "process",
+                "what": "process %d (%s)" % (pid, "hidden by no_log" if secret else line[:_SHOWN]),
+                "status": "not-reversible",
+                "msg": "was started by this run and is still running; kill %d ends it" % pid,
+            }
+            for pid, line in _started.since(about["started"], files_of_it)
+        ]
+
+
+def _is_bytecode_of(folder, made):
+    """True when Python has left nothing but compiled forms of files that the run put there."""
+    inner = os.path.join(folder, _BYTECODE)
+    if os.path.islink(inner):
+        return False
+    names = [name for name in os.listdir(inner) if not name.endswith(".pyc")]
+    sources = {os.path.join(folder, name.partition(".")[0] + ".py") for name in os.listdir(inner)}
+    return not names and sources <= made
 
 
 def _is_again(entry):

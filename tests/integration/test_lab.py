@@ -113,12 +113,27 @@ def test_another_checkout_is_told_whose_lab_it_is(running_lab: Lab, tmp_path: Pa
     assert {host.state for host in lab.status().hosts} == {"running"}
 
 
-def test_a_host_that_died_is_booted_again(running_lab: Lab, inv: Inv) -> None:
+def test_a_host_that_died_is_booted_again_with_its_disk(running_lab: Lab, inv: Inv) -> None:
+    look = "cat /etc/machine-id /etc/hosts /etc/kept; stat -c '%U %a' /etc/kept; ls /run/gone /tmp/gone"
+    running_lab.ssh("c4", "echo 1 > /etc/kept; chown deploy: /etc/kept; touch /run/gone /tmp/gone")
+    # A unit that fails at boot is no reason to keep the host down: nobody could mend it then.
+    unit = "[Service]\\nType=oneshot\\nExecStart=/bin/false\\n"
+    running_lab.ssh("c4", f"printf '{unit}' > /etc/systemd/system/sick.service")
+    running_lab.ssh("c4", "systemctl -q add-wants multi-user.target sick.service")
+    before = running_lab.ssh("c4", look)
     victim = next(host for host in lab.status().hosts if host.name == "c4")
     assert victim.pid
     os.kill(victim.pid, signal.SIGKILL)
-    assert inv.json("lab-status", code=2)
-    inv("lab-up")
+    assert "with the disks that they had" in inv("lab-status", code=2).stdout
+    try:
+        assert "degraded, failed units: sick.service" in inv("lab-up", code=2).stdout
+        assert running_lab.ssh("c4", look, check=False) + "/run/gone\n/tmp/gone\n" == before
+    finally:
+        running_lab.ssh(
+            "c4",
+            "rm /etc/kept /etc/systemd/system/sick.service /etc/systemd/system/*/sick.service; "
+            "systemctl daemon-reload; systemctl reset-failed",
+        )
     assert running_lab.ssh("c4", "systemctl is-system-running").strip() == "running"
     assert (
         inv.json("ping", "--hosts", "c4")["hosts"]["c4"]["status"] == "ok"

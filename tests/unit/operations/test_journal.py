@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -287,13 +288,19 @@ def test_a_journal_of_a_later_version(place: Path) -> None:
         undo(place)
 
 
-def test_a_run_under_way_is_not_undone(place: Path) -> None:
+def test_a_run_under_way_is_not_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     perform(place, LINE)
     with book_of().open() as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        with pytest.raises(OperationError, match="under way"):
-            undo(place)
-    assert undo(place)["undone"]
+        (listed,) = rollback.run({"action": "list"}, Context(str(place)))["runs"]
+        assert listed["state"] == "under way" and listed["entries"] == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(rollback, "_PATIENCE", 0.1)
+            with pytest.raises(OperationError, match="under way"):
+                undo(place)
+        # The agent of a run whose controller was killed ends a moment later.
+        threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN)).start()
+        assert undo(place)["undone"]
 
 
 def test_a_folder_that_others_can_write_to_or_a_link_in_its_place(place: Path) -> None:
@@ -327,6 +334,32 @@ def test_secrets_are_not_shown(place: Path) -> None:
     answer = undo(place)
     assert "hunter2" not in json.dumps(answer) and "pass=word" not in json.dumps(answer)
     assert statuses(answer) == ["not-reversible", "refused"]
+
+
+def test_a_daemon_that_the_run_started_is_named(place: Path) -> None:
+    program = "import time; print('up', flush=True); time.sleep(60)"
+    old = subprocess.Popen([sys.executable, "-c", program, str(place / "etc/new")])
+    try:
+        time.sleep(0.05)  # the kernel counts the start of processes in ticks
+        perform(
+            place,
+            ("copy", {"dest": "$T/etc/new", "content_b64": kill_cases.b64(program)}),
+            ("command", {"argv": ["x"]}),
+        )
+        new = subprocess.Popen([sys.executable, "-S", str(place / "etc/new"), "a b"], stdout=subprocess.PIPE)
+        assert new.stdout is not None and new.stdout.readline() == b"up\n"
+        try:
+            for check in (True, False):
+                *_, told = undo(place, check=check)["entries"]
+                assert told["what"] == f"process {new.pid} ({sys.executable} -S {place}/etc/new a b)"
+                assert told["status"] == "not-reversible" and f"kill {new.pid} ends it" in told["msg"]
+            assert not (place / "etc/new").exists() and not book_of().exists()
+        finally:
+            new.kill()
+            new.communicate()
+    finally:
+        old.kill()
+        old.wait()
 
 
 def test_a_tree_too_large_for_the_journal_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
