@@ -604,8 +604,8 @@ class Run(object):
     """What a journal says.
 
     :ivar about: its first line, {} when a kill came before that.
-    :ivar entries: its changes in order, each with ``made`` where that is known, and ``undid`` when a rollback
-        that was not finished has put it back.
+    :ivar entries: its changes in order, each with ``made`` where that is known, and ``undid`` (the boot that it
+        was in) when a rollback that was not finished has put it back.
     """
 
     def __init__(self, ident, place, undone):
@@ -635,7 +635,7 @@ class Run(object):
                 elif line["kind"] == "made":
                     by_id[line["of"]]["made"] = line["what"]
                 elif line["kind"] == "undid":
-                    by_id[line["of"]]["undid"] = True
+                    by_id[line["of"]]["undid"] = line.get("boot") or True
                 elif line["kind"] in KINDS:
                     by_id[line["id"]] = line
                     self.entries.append(line)
@@ -673,7 +673,7 @@ class Marks(object):
 
     def add(self, entry):
         """Notes the id of a change."""
-        data = json.dumps({"kind": "undid", "of": entry}).encode("ascii") + b"\n"
+        data = json.dumps({"kind": "undid", "of": entry, "boot": boot_id()}).encode("ascii") + b"\n"
         try:
             size = os.fstat(self._descriptor).st_size
             if os.write(self._descriptor, data) != len(data):

@@ -284,8 +284,8 @@ def _to_json(outcome: Outcome[HostRollback]) -> dict[str, Any]:
 def say_by_hand(options: Options, recap: Recap) -> None:
     """Prints the shell commands that would undo a run by hand, once for all hosts where they are equal."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for host, commands in recap.undo.items():
-        groups.setdefault(tuple(reversed(commands)), []).append(host)
+    for host in recap.undo:
+        groups.setdefault(tuple(recap.by_hand(host)), []).append(host)
     for lines, hosts in groups.items():
         options.say(f"\nTo undo run {recap.run}: inv rollback --hosts {','.join(hosts)}; or there, by hand:")
         for line in lines:

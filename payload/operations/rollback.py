@@ -176,9 +176,10 @@ class _Rollback(object):
                 self._remove_temporary(entry["path"])
                 self._remove_temporary(files.temporary_name(entry["path"], entry["id"]))
                 continue
-            if entry.get("undid") and entry.get("asked") is not None:
+            over = self._was_undone(entry)
+            if over and entry.get("asked") is not None:
                 self._led = "already"
-            if entry.get("undid"):  # by a rollback that did not come to its end
+            if over:
                 done = {"kind": entry["kind"], "what": _what(entry), "status": "already", "msg": "undone before"}
                 told.append(done)
                 continue
@@ -194,6 +195,14 @@ class _Rollback(object):
             told += self._units_again()
             told += self._still_running()
         return told
+
+    def _was_undone(self, entry):
+        """True for what a rollback has put back that did not come to its end.
+
+        Not for a kernel value when the host has booted since: a file that is still there may have set it again.
+        """
+        undid = entry.get("undid")
+        return bool(undid) and (entry["kind"] != "kernel" or undid == journal.boot_id())
 
     def _one(self, entry):
         answer = {"kind": entry["kind"], "what": _what(entry)}
@@ -364,6 +373,7 @@ class _Rollback(object):
         for side, state in (("before", now), ("after", before)):
             if state["kind"] not in ("file", "absent"):
                 diff[side] = "(%s%s)\n" % (state["kind"], " to " + state["target"] if "target" in state else "")
+                diff[side + "_header"] = path
         return diff
 
     def _content(self, state):
@@ -568,8 +578,8 @@ def _what(entry):
 
 def _sentence(before):
     if before["kind"] == "absent":
-        return "was not there"
-    words = [before["kind"]]
+        return "removed, since it was not there"
+    words = ["as before:", before["kind"]]
     if "mode" in before:
         words.append("%04o" % before["mode"])
     words.append("%d:%d" % (before["uid"], before["gid"]))

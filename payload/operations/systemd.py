@@ -35,6 +35,8 @@ UNDO = {
     "restart": "restart",
     "reload": "reload",
 }
+# The same for a shell; what does not run any more is not started.
+_BY_HAND = {"restart": "try-restart", "reload": "try-reload-or-restart"}
 
 
 def run(args, context):
@@ -213,7 +215,8 @@ class Manager(object):
         on_disk = verb in ("enable", "disable", "mask", "unmask")
         if on_disk:
             entry.update(links=links(scope), names=names(name, before))
-        words = ["systemctl", *(["--" + scope] if scope != "system" else []), UNDO[verb], "--", name]
+        undo = _BY_HAND.get(verb) or UNDO[verb]
+        words = ["systemctl", *(["--" + scope] if scope != "system" else []), undo, "--", name]
         noted = journal.unit(entry, " ".join(map(shlex.quote, words)))
         try:
             self.call(verb, name)

@@ -129,6 +129,17 @@ class Recap:
                 found.update(record.results)
         return found
 
+    def by_hand(self, host: str) -> list[str]:
+        """The host's `undo` in the order to run it in: newest change first, then what is to read its files again.
+
+        >>> undo = ["rm a", "systemctl try-restart -- x", "rm b", "systemctl try-restart -- x"]
+        >>> Recap(undo={"h": undo}).by_hand("h")
+        ['rm b', 'rm a', 'systemctl try-restart -- x']
+        """
+        lines = self.undo[host][::-1]
+        again = [line for line in lines if line.startswith("systemctl") and " try-re" in line]
+        return [line for line in lines if line not in again] + list(dict.fromkeys(again))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``: ``hosts``, ``reasons`` and ``tasks`` with each host's result."""
         return {
@@ -136,7 +147,7 @@ class Recap:
             "reasons": dict(self.reasons),
             "pending_handlers": dict(self.pending),
             "run": self.run,
-            "undo": {name: commands[::-1] for name, commands in self.undo.items()},
+            "undo": {name: self.by_hand(name) for name in self.undo},
             "tasks": [
                 {
                     "play": record.play,

@@ -218,6 +218,20 @@ def test_after_a_reboot_that_set_what_the_run_had_asked_for(place: Path, monkeyp
     assert (place / "proc/net/max").read_text() == "128\n"
 
 
+def test_a_reboot_between_two_rollbacks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = {"name": "net.max", "value": "9", "sysctl_set": True, "reload": False, "sysctl_file": "$T/etc/s"}
+    perform(place, ("sysctl", key))
+    with (place / "etc/s").open("a") as file:
+        file.write("mine\n")
+    assert statuses(undo(place)) == ["refused", "restored"]
+    assert statuses(undo(place)) == ["refused", "already"]
+    # The file that was left sets the value again at the next boot.
+    (place / "proc/net/max").write_text("9\n")
+    monkeypatch.setattr(journal, "boot_id", lambda: "another")
+    assert statuses(undo(place, force=True)) == ["restored", "restored"]
+    assert (place / "proc/net/max").read_text() == "128\n"
+
+
 def test_a_key_that_is_gone(place: Path) -> None:
     key = {"name": "net.max", "value": "9", "sysctl_set": True, "reload": False, "sysctl_file": "$T/etc/s"}
     perform(place, ("sysctl", key))
