@@ -91,11 +91,14 @@ def rollback(options: Options, *, listing: bool, everything: bool, force: bool, 
             _undo(session, options, journals, found, everything, force)
         return found
 
-    def say(outcome: Outcome[HostRollback]) -> None:
-        options.say(render(outcome.host.name, outcome, listing=listing, check=options.check).rstrip("\n"))
-
-    with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(work, on_outcome=say)
+    ended: dict[str, Outcome[HostRollback]] = {}
+    try:
+        with options.fleet(hosts) as fleet:
+            outcomes = fleet.run(work, on_outcome=lambda one: ended.update({one.host.name: one}))
+    finally:  # also what was done when a Ctrl-C came
+        if ended:
+            told = {host.name: ended[host.name] for host in hosts if host.name in ended}
+            options.say(render(told, listing=listing).rstrip("\n"))
     if not listing:
         options.say("\nROLLBACK RECAP" + (" (check: nothing was changed)" if options.check else ""))
         for name, outcome in outcomes.items():
@@ -221,40 +224,53 @@ def _is_open(run: Mapping[str, Any], ident: str) -> bool:
 # ---------------------------------------------------------------- for people
 
 
-def render(name: str, outcome: Outcome[HostRollback], *, listing: bool, check: bool = False) -> str:
-    """What came of one host, as text."""
+def render(outcomes: Mapping[str, Outcome[HostRollback]], *, listing: bool) -> str:
+    """What came of the hosts, as text; those of which the same is to be told share it."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, outcome in outcomes.items():
+        groups.setdefault(tuple(_lines(outcome, listing=listing)), []).append(name)
+    return "\n".join("\n".join([", ".join(names), *lines]) + "\n" for lines, names in groups.items())
+
+
+def _lines(outcome: Outcome[HostRollback], *, listing: bool) -> list[str]:
     from tcpfleet.playbook.console import render_diff
 
     if outcome.value is None:
-        return f"{name}: {outcome.status}: {outcome.error}\n"
-    lines = [f"{name}: note: {note}" for note in outcome.value.notes]
+        return [f"  {outcome.status}: {outcome.error}"]
+    lines = [f"  note: {note}" for note in outcome.value.notes]
     if listing:
-        lines += [f"{name}: {_run_line(run)}" for run in outcome.value.listed] or [f"{name}: no runs"]
-        return "\n".join(lines) + "\n"
+        return lines + ([f"  {_run_line(run)}" for run in outcome.value.listed] or ["  no runs"])
     if not outcome.value.undone:
-        lines.append(f"{name}: nothing to undo")
+        lines.append("  nothing to undo")
     for one in outcome.value.undone:
-        lines.append(f"{name}: run {one.run} ({one.command})")
+        lines.append(f"  run {one.run} ({one.command})")
         for entry in one.entries:
-            lines.append(f"  {entry['status']:<14}  {entry['what']}: {entry['msg']}")
+            lines.append(f"    {entry['status']:<14}  {entry['what']}: {entry['msg']}")
             diff = render_diff(entry.get("diff"))
             if diff:
-                lines += [f"    {line}" for line in diff.rstrip("\n").split("\n")]
+                lines += [f"      {line}" for line in diff.rstrip("\n").split("\n")]
         if not one.complete:
-            lines.append("  not everything was undone: run it again when what is in the way is gone, or --force")
-    return "\n".join(lines) + "\n"
+            lines.append("    not everything was undone: run it again when what is in the way is gone, or --force")
+    return lines
 
 
 def _run_line(run: Mapping[str, Any]) -> str:
-    started = "an unknown time"
-    if run.get("started"):
-        moment = datetime.datetime.fromtimestamp(run["started"], datetime.timezone.utc)
-        started = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    text = f"{run['run']}  {started}  {run.get('command') or '?'}  by {run.get('user') or '?'}"
+    text = f"{run['run']}  {_when(run)}  {run.get('command') or '?'}  by {run.get('user') or '?'}"
     text += f"  {run['entries']} changes"
     if run["not_reversible"]:
         text += f" ({run['not_reversible']} not reversible)"
     return f"{text}  {run['state']}" + (f": {run['msg']}" if run["msg"] else "")
+
+
+def _when(run: Mapping[str, Any]) -> str:
+    """When a run was started by the controller's clock, which its id tells; else by the host's."""
+    try:
+        moment = datetime.datetime.strptime(str(run["run"])[:15], "%Y%m%d-%H%M%S")
+    except ValueError:
+        if not run.get("started"):
+            return "an unknown time"
+        moment = datetime.datetime.fromtimestamp(run["started"], datetime.timezone.utc)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _recap_line(name: str, outcome: Outcome[HostRollback]) -> str:

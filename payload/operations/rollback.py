@@ -118,6 +118,8 @@ def _held(run, patience=0.0):
                 if time.monotonic() >= deadline:
                     raise _InUse("the run %s is under way on this host, or is being undone" % run.ident)
                 time.sleep(0.05)
+        if not os.path.exists(run.place):
+            raise OperationError("the run %s has been undone meanwhile" % run.ident)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -317,6 +317,20 @@ def test_a_run_under_way_is_not_undone(place: Path, monkeypatch: pytest.MonkeyPa
         assert undo(place)["undone"]
 
 
+def test_two_rollbacks_at_once(place: Path) -> None:
+    perform(place, LINE)
+    with book_of().open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def other() -> None:
+            book_of().rename(book_of().with_suffix(".undone.jsonl"))
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        threading.Timer(0.2, other).start()
+        with pytest.raises(OperationError, match="has been undone meanwhile"):
+            undo(place)
+
+
 def test_a_folder_that_others_can_write_to_or_a_link_in_its_place(place: Path) -> None:
     top = Path(journal.folder())
     top.mkdir(parents=True, mode=0o700)
