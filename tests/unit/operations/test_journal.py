@@ -186,6 +186,18 @@ def test_a_folder_that_holds_what_others_put_there_stays(place: Path) -> None:
     assert (place / "n/m/theirs").read_text() == "x"
 
 
+@pytest.mark.parametrize(("name", "goes"), [("own.cpython-311.pyc", True), ("theirs.cpython-311.pyc", False)])
+def test_bytecode_of_a_program_that_the_run_put_there(place: Path, name: str, goes: bool) -> None:
+    program = ("copy", {"dest": "$T/n/own.py", "content_b64": kill_cases.b64("pass")})
+    perform(place, ("file", {"path": "$T/n", "state": "directory"}), program)
+    (place / "n/__pycache__").mkdir()
+    (place / "n/__pycache__" / name).write_bytes(b"\0")
+    assert statuses(undo(place, check=True)) == ["would-restore", "would-restore" if goes else "refused"]
+    answer = undo(place)
+    assert statuses(answer) == ["restored", "restored" if goes else "refused"]
+    assert answer["undone"] == goes and (place / "n").exists() != goes
+
+
 def test_a_folder_that_leads_elsewhere_now(place: Path) -> None:
     perform(place, LINE)
     (place / "etc").rename(place / "moved")
