@@ -212,7 +212,7 @@ def take_back(session: Session, password: str | None, run: str) -> Undone:
     """
     journals = _journals(session, password, "", HostRollback())
     for one in _listed(journals):
-        if one["run"] == run and one["state"] == "can be undone":
+        if one["run"] == run and one["state"] in ("can be undone", "under way"):
             return _undo_run(session, journals, one, False)
     raise HostFailed(f"there is no journal of the run {run}")
 
