@@ -109,7 +109,7 @@ def _show(
     options.say(f"\nplaybook: {book.path}")
     plays: list[dict[str, Any]] = []
     for number, one in enumerate(prepared, 1):
-        tasks = [task for task in one.play.tasks if task.module.name != "meta" and is_chosen(task, chosen)]
+        tasks = [task for task in one.play.tasks if task.module.name != "meta" and is_chosen(task.tags, chosen)]
         tags = sorted({tag for task in tasks for tag in task.tags})
         plays.append({"name": one.play.title, "hosts": list(one.files), "tags": tags})
         plays[-1]["tasks"] = [{"name": task.title, "tags": sorted(task.tags)} for task in tasks]

@@ -231,6 +231,13 @@ class Chain:
             names.update((ANY_FACT,) if self._facts is None else (f"ansible_{name}" for name in self._facts))
         return frozenset(names)
 
+    def left_out(self, state: HostState, task: Task) -> dict[str, Any] | None:
+        """The result of a task whose `when` leaves this host out, or cannot be evaluated; None when it holds.
+
+        :raises NotYet: when that needs what is under way.
+        """
+        return self._skips(task, self.scope(state, task))
+
     def _skips(self, task: Task, scope: Scope) -> dict[str, Any] | None:
         """A skipped result when a condition does not hold, a failed one when it cannot be evaluated."""
         for condition in task.when:
@@ -354,30 +361,41 @@ class Chain:
 
     # ---- the second half
 
-    def judge(self, task: Task, piece: Piece, result: dict[str, Any]) -> dict[str, Any]:
-        """What a module's result means: changed_when and failed_when over it."""
+    def judge(self, task: Task, piece: Piece, result: dict[str, Any], attempt: int = 0) -> dict[str, Any]:
+        """What a module's result means: changed_when and failed_when over it, unless it was skipped.
+
+        :param attempt: number of the attempt, for a task that is tried again.
+        """
         result = copy.copy(result)
         result.setdefault("changed", False)
         result.setdefault("failed", False)
-        if task.changed_when is None and task.failed_when is None:
+        if attempt:
+            result["attempts"] = attempt
+        if result.get("skipped") or not (task.changed_when or task.failed_when):
             return result
-        seen = piece.scope.with_item({task.register: result}) if task.register else piece.scope
+        judging = "changed"
         try:
-            if task.changed_when is not None:
+            if task.changed_when:
+                seen = self._seen(task, piece, result)
                 result["changed"] = all(template.holds(one, seen, task.where) for one in task.changed_when)
-                seen = seen.with_item({})
-            if task.failed_when is not None:
+            judging = "failed"
+            if task.failed_when:
+                seen = self._seen(task, piece, result)
                 failed = all(template.holds(one, seen, task.where) for one in task.failed_when)
                 result["failed"] = result["failed_when_result"] = failed
         except LocatedError as error:
-            result.update(failure(error))
+            result.update({"failed": True, f"{judging}_when_result": str(error), "msg": str(error)})
         return result
+
+    def _seen(self, task: Task, piece: Piece, result: dict[str, Any]) -> Scope:
+        """The variables of expressions over a result."""
+        return piece.scope.with_item({task.register: result} if task.register else {})
 
     def until(self, task: Task, piece: Piece, result: dict[str, Any]) -> bool:
         """Whether a judged result ends the retry loop. :raises LocatedError: when that cannot be evaluated."""
         if task.until is None:
             return not result["failed"]
-        seen = piece.scope.with_item({task.register: result}) if task.register else piece.scope
+        seen = self._seen(task, piece, result)
         return all(template.holds(one, seen, task.where) for one in task.until)
 
     def finish(self, ready: Ready, states: Sequence[HostState]) -> TaskResult:

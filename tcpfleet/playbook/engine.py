@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from tcpfleet.errors import BadInput
 from tcpfleet.playbook import template
@@ -83,17 +83,17 @@ def chosen_hosts(play: Play, inventory: Inventory, limit: str | Sequence[str] | 
     return [host for host in hosts if host.name in wanted]
 
 
-def is_chosen(task: Task, options: Options) -> bool:
-    """Whether ``--tags`` and ``--skip-tags`` leave a task in; their special words mean what Ansible means."""
-    tags = task.tags or frozenset(("untagged",))
+def is_chosen(own: frozenset[str], options: Options) -> bool:
+    """Whether ``--tags`` and ``--skip-tags`` leave in what has these tags; their special words are Ansible's."""
+    tags = own or frozenset(("untagged",))
     wanted, unwanted = options.tags or frozenset(("all",)), options.skip_tags
     named = "always" in tags or bool(tags & wanted)
-    picked = "all" in wanted or ("tagged" in wanted and bool(task.tags))
+    picked = "all" in wanted or ("tagged" in wanted and bool(own))
     if not named and (not picked or "never" in tags):
         return False
     if "all" in unwanted:
         return "always" in tags and "always" not in unwanted
-    return not (tags & unwanted) and not ("tagged" in unwanted and task.tags)
+    return not (tags & unwanted) and not ("tagged" in unwanted and own)
 
 
 class _Board:
@@ -203,13 +203,13 @@ class Runner:
             for host in left:
                 files = prepared.files.get(host.name, ())
                 chain = Chain(play, self._options, run, files, prepared.facts)
-                walks.append(Walk(self._states[host.name], chain, key))
+                walks.append(Walk(self._states[host.name], chain, key, keeps=any(one.last for one in entries)))
             self._through(play, entries, walks, magic)
             for walk in walks:
                 walk.drop_if_failing()
                 if walk.undo:
                     self._recap.undo.setdefault(walk.state.host.name, []).extend(walk.undo)
-                if walk.notified and not walk.state.active:
+                if walk.notified and walk.keeps and not walk.state.active:
                     self._recap.pending[walk.state.host.name] = sorted(walk.notified)
             # As in Ansible: when a whole batch is lost, what was to come after it does not happen.
             if len(left) == len(batch) and not any(walk.state.active for walk in walks):
@@ -286,7 +286,8 @@ class Runner:
                 self._recap.tasks.append(records[position])
                 self._reporter.task_start(result.task, task, handler)
             records[position].results[news.host] = result
-            self._recap.hosts[news.host].count(result)
+            if entry.kind != "flush" or result.status != "skipped":
+                self._recap.hosts[news.host].count(result)
             if result.status in ("failed", "rescued", "unreachable"):
                 failures.append(news.host)
             if result.status == "failed":
@@ -327,7 +328,7 @@ class Runner:
             fatal = fatal or (flag is not False and left[0].chain.flag(flag, left[0].state, task))
         if fatal:
             for walk in left:
-                if walk.fails(task) == "failed":
+                if walk.fails(walk.flushing or task.inside) == "failed":
                     name = walk.state.host.name
                     self._recap.reasons[name] = f"stopped, since '{task.title}' failed on {', '.join(failures)}"
 
@@ -336,9 +337,9 @@ class Runner:
         status: Status = "unreachable" if outcome.status == "unreachable" else "failed"
         message = outcome.error or status
         position = max(first, walk.at)
-        while position < end - 1 and not (entries[position].task and walk.takes(entries[position])):
+        while position < end - 1 and not (entries[position].does and walk.takes(entries[position])):
             position += 1
-        task = entries[position].task
+        task = entries[position].task if entries[position].does else None
         if status == "unreachable":
             walk.state.unreachable = True
         else:
@@ -360,31 +361,38 @@ def _entries(prepared: Prepared, options: Options, started: bool) -> tuple[list[
     all_wait = bool(play.strategy or play.serial) or play.any_errors_fatal is not False
     entries: list[Entry] = []
 
-    def add(kind: Literal["task", "handler"], task: Task) -> None:
-        waits = all_wait or task.number in prepared.barriers
-        waits = waits or task.run_once is not False or task.any_errors_fatal is not False
-        entries.append(Entry(kind, task, barrier=waits))
+    def waits(task: Task) -> bool:
+        alone = all_wait or task.number in prepared.barriers
+        return alone or task.run_once is not False or task.any_errors_fatal is not False
 
-    def flush(last: bool = False) -> None:
+    def flush(task: Task | None = None, last: bool = False) -> None:
         if play.handlers:
-            entries.append(Entry("flush", last=last))
-            for handler in play.handlers:
-                add("handler", handler)
+            entries.append(Entry("flush", task, last=last, barrier=task is not None and waits(task)))
+            entries.extend(Entry("handler", handler, barrier=waits(handler)) for handler in play.handlers)
             entries.append(Entry("flushed"))
 
-    if play.gather_facts:
-        entries.append(Entry("task", _gathering(play, prepared.facts)))
-    if play.handlers:
+    def begins(task: Task) -> bool:
+        return _is_called(task.title, options.start_at) and is_chosen(task.tags, options)
+
+    # As in Ansible, a play without the task to begin with does nothing at all.
+    gathering = _gathering(play, prepared.facts)
+    if play.gather_facts and is_chosen(gathering.tags, options) and (started or any(map(begins, play.tasks))):
+        entries.append(Entry("task", gathering))
+    # The flushes at the ends of sections are tagged `always`, so that they can be skipped; handlers have no tags.
+    flushes = is_chosen(play.tags | {"always"}, options)
+    if play.handlers and flushes:
         entries.append(Entry("recall"))
     for number, section in enumerate(play.sections, 1):
         for task in section:
-            started = started or _is_called(task.title, options.start_at)
-            if task.module.name == "meta":
-                if task.args["action"] == "flush_handlers" and started:
-                    flush()
-            elif started and is_chosen(task, options):
-                add("task", task)
-        flush(last=number == len(play.sections))
+            started = started or begins(task)
+            if not started or not is_chosen(task.tags, options):
+                continue
+            if task.module.name != "meta":
+                entries.append(Entry("task", task, barrier=waits(task)))
+            elif task.args["action"] == "flush_handlers":
+                flush(task)
+        if flushes:
+            flush(last=number == len(play.sections))
     return entries, started
 
 
@@ -428,6 +436,6 @@ def _gathering(play: Play, facts: frozenset[str] | None) -> Task:
         become=play.become,
         become_user=play.become_user,
         become_method=play.become_method,
-        tags=frozenset(("always",)),
+        tags=play.tags or frozenset(("always",)),
         number=GATHERING,
     )

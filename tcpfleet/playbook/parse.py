@@ -598,7 +598,8 @@ class _Parser(ArgumentReader):
         if "environment" in found and module.name not in ("command", "shell"):
             self.problems.add(found["environment"][0], "environment works for command and shell only")
         if module.name == "meta":
-            for key in ("loop", "register", "notify", "when", "until", "failed_when", "changed_when"):
+            never = ("loop", "register", "notify", "until", "failed_when", "changed_when")
+            for key in never if task.args.get("action") == "flush_handlers" else (*never, "when"):
                 if key in found:
                     self.problems.add(found[key][0], f"meta takes no {key} here")
         return task

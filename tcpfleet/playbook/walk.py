@@ -8,7 +8,7 @@ have been notified. So a slow line costs a round trip for each dependency, not f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -16,10 +16,13 @@ from tcpfleet.errors import LocatedError
 from tcpfleet.link import Step
 from tcpfleet.playbook.actions import ActionFailed
 from tcpfleet.playbook.chain import Chain, Piece, Ready, failure, goes_on, needs_answer, never_changes, tries_again
-from tcpfleet.playbook.model import Task
+from tcpfleet.playbook.model import Block, Part, Task
 from tcpfleet.playbook.results import Status, TaskResult
 from tcpfleet.playbook.variables import HostState, NotYet
 
+# Handlers: the number of each, and what it answers to.
+_Called = Sequence[tuple[int, Set[str]]]
+Inside = tuple[tuple[Block, Part], ...]
 # Characters of arguments after which a batch is sent: far below wire.MAX_FRAME, far above what tasks usually hold.
 _MOST = 4 * 1024 * 1024
 
@@ -39,6 +42,7 @@ class Entry:
 
     :ivar kind: ``task``; ``handler``: for hosts that it was notified on; ``recall``: read which handlers an
         earlier run left; ``flush`` and ``flushed``: around the handlers.
+    :ivar task: of a flush: the ``meta: flush_handlers`` that asks for it; None at the end of a section.
     :ivar last: the play's last flush, where handlers of earlier runs run too.
     :ivar barrier: all hosts come here before one goes on.
     """
@@ -47,6 +51,11 @@ class Entry:
     task: Task | None = None
     last: bool = False
     barrier: bool = False
+
+    @property
+    def does(self) -> bool:
+        """It runs a module."""
+        return self.kind in ("task", "handler")
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,15 @@ class News:
 
 @dataclass
 class _Under:
-    """A task on its way."""
+    """A task on its way.
+
+    :ivar inside: the blocks that take care of its failure: for a handler, those of the ``meta`` that called it.
+    """
 
     position: int
     ready: Ready
+    inside: Inside
+    handler: bool = False
 
     @property
     def complete(self) -> bool:
@@ -78,13 +92,14 @@ class _Under:
 class _Quiet:
     """The engine's own word with the host about handlers, on its way; nobody is told.
 
-    :ivar action: read (which are owed), done (`names` have run).
+    :ivar action: read (which are owed), done (`names` have run, called by `handlers`).
     :ivar step: None where there is nothing to say to the host.
     """
 
     action: Literal["read", "done"]
     step: Step | None
     names: frozenset[str] = frozenset()
+    handlers: _Called = ()
     result: dict[str, Any] | None = None
 
 
@@ -97,21 +112,27 @@ class Walk:
     :ivar failed_in: numbers of blocks whose ``block`` part failed here and are being rescued.
     :ivar fallen: numbers of blocks that it left by a failure on the way to a rescue further out.
     :ivar failing: it has failed for good; only ``always`` parts still run, then it drops out.
-    :ivar notified: names of handlers to run; `owed`: those that an earlier run left.
+    :ivar notified: name of a handler or topic -> numbers of the handlers that have answered to it already.
+    :ivar owed: names that an earlier run left.
+    :ivar keeps: names that are notified and not answered are written down on the host.
+    :ivar flushing: handlers run now; for those that a task of the play called, with the blocks it stands in.
     :ivar undo: shell commands that undo by hand what was changed, oldest change first.
     """
 
     state: HostState
     chain: Chain
     play_key: str
+    keeps: bool = True
     at: int = 0
     failed_in: set[int] = field(default_factory=set)
     fallen: set[int] = field(default_factory=set)
     failing: frozenset[int] | None = None
-    notified: set[str] = field(default_factory=set)
+    notified: dict[str, set[int]] = field(default_factory=dict)
+    flushing: Inside | None = None
     owed: set[str] = field(default_factory=set)
     undo: list[str] = field(default_factory=list)
     _ahead: Ready | None = None
+    _flush_ahead: dict[str, Any] | None = None
     _unkept: list[str] = field(default_factory=list)
     _batch: list[_Under | _Quiet] = field(default_factory=list)
     _size: int = 0
@@ -122,14 +143,19 @@ class Walk:
         """Whether this host has a part in an entry, as things stand."""
         if entry.kind == "recall":
             return self.state.active
-        if entry.kind == "flush":
-            return self.state.active and (self.failing is not None or entry.last)
+        if entry.kind == "flush" and entry.task is None:
+            return self.state.active and (self.failing is not None or entry.last or bool(self.notified))
         if entry.kind == "flushed":
-            return self.state.active and bool(self.notified)
+            return self.state.active and self.flushing is not None
         assert entry.task is not None
-        if entry.kind == "handler" and not (self.notified and self.notified & self._names_of(entry.task)):
-            return False
+        if entry.kind == "handler":
+            return self.state.active and self.flushing is not None and self._is_due(entry.task)
         return self._wants(entry.task)
+
+    def _is_due(self, handler: Task) -> bool:
+        return bool(self.notified) and any(
+            handler.number not in self.notified.get(name, (handler.number,)) for name in self._names_of(handler)
+        )
 
     def _names_of(self, handler: Task) -> set[str]:
         """What a handler answers to on this host; a name that cannot be rendered yet stands for itself."""
@@ -155,11 +181,12 @@ class Walk:
                 return any(way == "always" and one.number in self.fallen for one, way in inner)
         return True
 
-    def fails(self, task: Task) -> Status:
-        """Notes a failure; ``rescued`` when a block takes care of it, else ``failed``."""
+    def fails(self, inside: Inside) -> Status:
+        """Notes a failure within these blocks; ``rescued`` when one takes care of it, else ``failed``."""
         fallen = set(self.failing or ())
+        self.flushing = None
         if self.failing is None:
-            for block, part in reversed(task.inside):
+            for block, part in reversed(inside):
                 if part == "block" and block.rescues:
                     self.failed_in.add(block.number)
                     self.fallen |= fallen
@@ -179,7 +206,10 @@ class Walk:
     def prepare(self, entry: Entry) -> None:
         """Prepares the one task of the next `run`, while no host is under way: all see the same of one another."""
         assert entry.task is not None
-        self._ahead = self.chain.prepare(self.state, entry.task)
+        if entry.kind == "flush":
+            self._flush_ahead = self.chain.left_out(self.state, entry.task)
+        else:
+            self._ahead = self.chain.prepare(self.state, entry.task)
 
     def run(
         self,
@@ -197,6 +227,7 @@ class Walk:
         """
         self._session, self._tell, self._states = session, tell, [self.state, *others]
         self._batch, self._size = [], 0
+        self._entries = entries
         position = self.at = first
         while True:
             entry = entries[position] if position < end else None
@@ -208,11 +239,14 @@ class Walk:
                 return
             elif not self.takes(entry):
                 position += 1
-            elif entry.task is None:
-                self._mark(entry, position)
-                position += 1
-            else:
+            elif entry.does:
                 position = self._do(entry, position)
+            else:
+                try:
+                    self._mark(entry, position)
+                    position += 1
+                except NotYet:  # as in `_do`; nothing of its own is under way
+                    time.sleep(0.01)
 
     def _waits(self, entry: Entry | None) -> bool:
         """Whether what is under way decides what this entry means. (A failure under way leads back before it.)"""
@@ -221,13 +255,16 @@ class Walk:
         notifies = any(isinstance(one, _Under) and one.ready.task.notify for one in self._batch)
         if entry.kind == "flush":
             quiet = [one.action for one in self._batch if isinstance(one, _Quiet)]
-            return notifies or "done" in quiet or (entry.last and "read" in quiet)
-        return entry.kind == "handler" and notifies
+            conditional = entry.task is not None and bool(entry.task.when)
+            return notifies or conditional or "done" in quiet or (entry.last and "read" in quiet)
+        return entry.kind == "handler" and self.flushing is not None and notifies
 
     def _do(self, entry: Entry, position: int) -> int:
         """Adds a task to the batch, or does it at once; returns the position to go on at."""
         task = entry.task
         assert task is not None
+        handler = entry.kind == "handler"
+        inside = (self.flushing or ()) if handler else task.inside
         try:
             ready, self._ahead = self._ahead or self.chain.prepare(self.state, task), None
         except NotYet:
@@ -239,10 +276,10 @@ class Walk:
             failed_at = self._send()
             if failed_at is None:
                 self._alone(ready, position)
-                failed_at = position if self._commit(_Under(position, ready)) else None
+                failed_at = position if self._commit(_Under(position, ready, inside, handler)) else None
                 self._keep()
             return position + 1 if failed_at is None else failed_at + 1
-        self._batch.append(_Under(position, ready))
+        self._batch.append(_Under(position, ready, inside, handler))
         self.state.pending |= ready.defines
         for piece in ready.pieces:
             if piece.step is not None:
@@ -257,28 +294,63 @@ class Walk:
     def _marked(self, piece: Piece, step: Step, task: Task) -> Step:
         """A step that the agent knows what to do after."""
         notify = None
-        if task.notify and not piece.check and not needs_answer(task) and not never_changes(task):
+        if self.keeps and task.notify and not piece.check and not needs_answer(task) and not never_changes(task):
             notify = {"play": self.play_key, "names": list(task.notify)}
         return step._replace(go_on=goes_on(task), notify=notify)
 
     def _mark(self, entry: Entry, position: int) -> None:
         """What is not a task."""
         if entry.kind == "recall":
-            self._batch.append(_Quiet("read", self._handlers("read")))
+            self._batch.append(_Quiet("read", self._owed_step("read")))
+        elif entry.kind == "flush" and entry.task is not None:
+            self._flush_if(entry.task, position)
         elif entry.kind == "flush":
             self.drop_if_failing()
-            if entry.last and self.state.active and self.owed - self.notified:
-                kept = ", ".join(sorted(self.owed - self.notified))
+            self.flushing = () if self.state.active else None
+            if entry.last and self.state.active and self.owed - self.notified.keys():
+                kept = ", ".join(sorted(self.owed - self.notified.keys()))
                 self._tell(News(self.state.host.name, position, text=f"handlers kept from an earlier run: {kept}"))
-                self.notified |= self.owed
-        elif self.notified and self.failing is None:
-            names = frozenset(self.notified)
-            if self.chain.check:
-                self._batch.append(_Quiet("done", None, names, {}))
-            else:
-                self._batch.append(_Quiet("done", self._handlers("done", sorted(names)), names))
+                for name in self.owed:
+                    self.notified.setdefault(name, set())
+        else:
+            self.flushing = None
+            handlers = self._handlers_before(position)
+            coming = {one.ready.task.number for one in self._batch if isinstance(one, _Under)}
+            names = frozenset(name for name in self.notified if self._is_answered(name, handlers, coming))
+            if names:
+                silent = self.chain.check or not self.keeps
+                step = None if silent else self._owed_step("done", sorted(names))
+                self._batch.append(_Quiet("done", step, names, handlers, {} if silent else None))
 
-    def _handlers(self, action: str, names: Sequence[str] = ()) -> Step:
+    def _flush_if(self, task: Task, position: int) -> None:
+        """``meta: flush_handlers``; as in Ansible, a host that it leaves out is shown and not counted."""
+        left_out, self._flush_ahead = self._flush_ahead or self.chain.left_out(self.state, task), None
+        self.flushing = None if left_out else task.inside
+        if not left_out:
+            return
+        name = self.state.host.name
+        result = TaskResult(name, task.title, task.module.full_name, "skipped", left_out)
+        if left_out.get("failed"):
+            result = replace(result, status=self.fails(task.inside))
+        self.at = position + 1
+        self._tell(News(name, position, result))
+
+    def _handlers_before(self, position: int) -> _Called:
+        """The handlers of the flush that ends here: number and names of each."""
+        found = []
+        while self._entries[position - 1].kind == "handler":
+            position -= 1
+            task = self._entries[position].task
+            assert task is not None
+            found.append((task.number, self._names_of(task)))
+        return found
+
+    def _is_answered(self, name: str, handlers: _Called, coming: Set[int] = frozenset()) -> bool:
+        """Whether all handlers that a name calls have run since it was notified, or are `coming`."""
+        done = self.notified.get(name, set()) | coming
+        return all(number in done for number, called in handlers if name in called)
+
+    def _owed_step(self, action: str, names: Sequence[str] = ()) -> Step:
         return Step("handlers", {"play": self.play_key, "action": action, "names": list(names)}, task=-1)
 
     # ---- to the host and back
@@ -329,7 +401,9 @@ class Walk:
         elif quiet.action == "read":
             self.owed = set(result["names"])
         if quiet.action == "done":
-            self.notified -= quiet.names
+            for name in quiet.names:
+                if self._is_answered(name, quiet.handlers):  # else one of the handlers has notified it again
+                    self.notified.pop(name, None)
             self.owed -= quiet.names
 
     def _commit(self, under: _Under) -> bool:
@@ -345,13 +419,16 @@ class Walk:
                 for text in raw.get("warnings") or ():
                     self._tell(News(self.state.host.name, under.position, text=f"warning: {text}"))
         result = self.chain.finish(ready, self._states)
+        if under.handler:
+            for name in self.notified.keys() & self._names_of(task):
+                self.notified[name].add(task.number)
         if result.changed and result.status in ("changed", "ignored") and task.notify:
             result = self._notify(ready, result, kept)
         if result.status == "failed":
             if not ready.hidden:
                 self.state.results["ansible_failed_result"] = dict(result.result)
             self.state.results["ansible_failed_task"] = {"name": task.name, "action": task.module.full_name}
-            result = replace(result, status=self.fails(task))
+            result = replace(result, status=self.fails(under.inside))
         self.at = under.position + 1
         self._tell(News(self.state.host.name, under.position, result))
         return result.status in ("failed", "rescued")
@@ -361,8 +438,9 @@ class Walk:
             names = self.chain.notified(ready)
         except LocatedError as error:
             return replace(result, status="failed", result={**result.result, **failure(error)})
-        self.notified.update(names)
-        if not kept and any(not piece.check for piece in ready.pieces):
+        for name in names:
+            self.notified[name] = set()
+        if self.keeps and not kept and any(not piece.check for piece in ready.pieces):
             self._unkept.extend(names)
         return result
 
@@ -370,7 +448,7 @@ class Walk:
         """Has the host write down what is owed, where its agent could not know that by itself."""
         names, self._unkept = self._unkept, []
         if names:
-            answer = self._call(self._handlers("add", names))
+            answer = self._call(self._owed_step("add", names))
             if answer.get("failed"):
                 self._tell(News(self.state.host.name, self.at, text=f"warning: {answer.get('msg')}"))
 
@@ -390,9 +468,7 @@ class Walk:
         try:
             most, delay = self.chain.attempts(self.state, task)
             for attempt in range(1, most + 1):
-                result = self.chain.judge(task, piece, self._once(task, piece))
-                if most > 1:
-                    result["attempts"] = attempt
+                result = self.chain.judge(task, piece, self._once(task, piece), attempt if most > 1 else 0)
                 if most == 1 or self.chain.until(task, piece, result):
                     return result
                 if attempt < most:

@@ -3,7 +3,8 @@
 A case is a YAML mapping. Both kinds: `playbook`, `files` (name -> text beside it), `inventory`, `extra`. Errors:
 `errors`, each the beginning of one line. Runs: `recap` (host -> counts that are not 0), `registered`
 (name -> host -> fields), `reasons` (host -> part), `become`, `check`, `gone`, `absent` (texts that must appear
-nowhere in the output), `exit`.
+nowhere in the output), `exit`, `steps` (host -> its tasks in order, as one line), `picked` (tags, skip_tags,
+start_at), `owed` (host -> play -> handlers that the next run is to run).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     out = io.StringIO()
     reporter = ConsoleReporter(out, diff=True, verbose=True)
     recap = load("play.yml", case.get("extra")).run(
-        fleet, inventory, check=case.get("check", False), diff=True, reporter=reporter
+        fleet, inventory, check=case.get("check", False), diff=True, reporter=reporter, **case.get("picked", {})
     )
     text = out.getvalue()
     counts = {host: {key: n for key, n in vars(one).items() if n} for host, one in recap.hosts.items()}
@@ -75,6 +76,10 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for host, fields in hosts.items():
             result = recap.registered(name)[host].result
             assert {key: result.get(key) for key in fields} == fields
+    for host, steps in case.get("steps", {}).items():
+        assert " ".join(record.task for record in recap.tasks if host in record.results) == steps
+    for host, owed in case.get("owed", {}).items():
+        assert fleet.sessions[host].owed == owed
     for host, part in case.get("reasons", {}).items():
         assert part in recap.reasons[host]
     for host, identities in case.get("become", {}).items():
