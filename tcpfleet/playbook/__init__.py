@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet.errors import BadInput, LocatedError
-from tcpfleet.playbook import search, template
-from tcpfleet.playbook.catalogue import DELIMITERS
+from tcpfleet.playbook import search, syntax, template
 from tcpfleet.playbook.chain import Options
 from tcpfleet.playbook.engine import Fleet, Reporter, Runner, chosen_hosts
 from tcpfleet.playbook.model import Play, Prepared, Task
@@ -215,16 +214,17 @@ def _check_files(layers: Layers, problems: Problems) -> None:
                 if not task.when:  # else the condition may ask for the file's existence
                     looked = ", ".join(str(one) for one in search.places(name, kind, folders))
                     problems.add(where, f"could not find '{name}' on the controller; looked at {looked}")
-            elif task.module.name == "template" and not any(one in task.args for one in DELIMITERS):
+            elif task.module.name == "template":
                 _check_template(path, task, folders, problems)
 
 
 def _check_template(path: Path, task: Task, folders: Sequence[Path], problems: Problems) -> None:
     beside = search.template_folders(str(path), folders)
-    trim, lstrip = task.args.get("trim_blocks", True) is not False, task.args.get("lstrip_blocks", False) is True
+    wanted = syntax.of_written(task.args)
     try:
         text = path.read_text(encoding="utf-8")
-        template.check_file_syntax(text, str(shown(path)), beside, trim, lstrip)
+        if wanted is not None:
+            template.check_file_syntax(text, str(shown(path)), beside, wanted)
     except (OSError, UnicodeDecodeError) as error:
         problems.add(where_of(task.args["src"], task.where), f"cannot read {path}: {error}")
     except LocatedError as error:

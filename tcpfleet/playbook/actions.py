@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import search, template, transfers
+from tcpfleet.playbook import search, syntax, template, transfers
 from tcpfleet.playbook.calls import ActionFailed, Call, Conversation
-from tcpfleet.playbook.catalogue import DELIMITERS, to_bool
+from tcpfleet.playbook.catalogue import to_bool
 from tcpfleet.playbook.source import Where, where_of
 from tcpfleet.playbook.template import Names
 
@@ -114,26 +114,18 @@ def _fetch(args: Mapping[str, Any], setting: Setting) -> Conversation | dict[str
     )
 
 
-_NEWLINES = {"\\n": "\n", "\\r": "\r", "\\r\\n": "\r\n"}
-
-
 def _template(args: Mapping[str, Any], setting: Setting) -> Call:
     path = _find(args["src"], "templates", setting)
     try:
         source = transfers.read(path).decode("utf-8")
     except UnicodeDecodeError:
         raise ActionFailed(f"{path} is not UTF-8 text") from None
-    newline = args.get("newline_sequence", "\n")
-    text = template.render_file(
-        source,
-        str(path),
-        setting.names,
-        trim_blocks=args.get("trim_blocks", True),
-        lstrip_blocks=args.get("lstrip_blocks", False),
-        newline=_NEWLINES.get(newline, newline),
-        syntax=tuple((key, args[key]) for key in DELIMITERS if key in args),
-    )
-    own = ("src", "trim_blocks", "lstrip_blocks", "newline_sequence", "output_encoding", *DELIMITERS)
+    try:
+        wanted = syntax.of_arguments(args)
+    except ValueError as error:
+        raise ActionFailed(f"template: {error}") from None
+    text = template.render_file(source, str(path), setting.names, wanted)
+    own = ("src", "output_encoding", *syntax.ARGUMENTS)
     wire = {key: value for key, value in args.items() if key not in own}
     if wire.get("mode") == "preserve":
         wire["mode"] = transfers.mode_of(path)

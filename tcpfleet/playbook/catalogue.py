@@ -82,6 +82,7 @@ _EDITING = {
     "backup": Argument("bool"),
     "validate": Argument(),
 }
+_TAGS = ("block", "variable", "comment")
 _COMMAND = {
     "cmd": Argument(),
     "chdir": Argument(),
@@ -92,11 +93,6 @@ _COMMAND = {
     "strip_empty_ends": Argument("bool"),
     "expand_argument_vars": Argument("bool"),
 }
-
-# Arguments of template that give Jinja other delimiters.
-DELIMITERS = tuple(
-    f"{part}_{side}_string" for part in ("block", "variable", "comment") for side in ("start", "end")
-)
 
 _MODULES = (
     Module("ansible.builtin.ping", {"data": Argument()}),
@@ -151,7 +147,7 @@ _MODULES = (
             "src": Argument(required=True),
             "trim_blocks": Argument("bool"),
             "lstrip_blocks": Argument("bool"),
-            **{name: Argument() for name in DELIMITERS},
+            **{f"{part}_{side}_string": Argument() for part in _TAGS for side in ("start", "end")},
             "output_encoding": Argument(),
             "newline_sequence": Argument(choices=("\\n", "\\r", "\\r\\n", "\n", "\r", "\r\n")),
         },

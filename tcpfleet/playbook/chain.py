@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcpfleet.errors import LocatedError
@@ -198,12 +198,12 @@ class Chain:
             return
         set_before: dict[str, Any] = {}  # what set_fact set for one item, the next one sees
         for index, value in enumerate(values):
-            loop_vars = {task.loop.variable: value}
+            loop_vars = {task.loop.variable: value, "ansible_loop_var": task.loop.variable}
             if task.loop.index:
-                loop_vars[task.loop.index] = index
+                loop_vars |= {task.loop.index: index, "ansible_index_var": task.loop.index}
             inner = scope.with_item({**set_before, **loop_vars})
             piece = self.piece(state, task, inner)
-            piece.item = {**loop_vars, "ansible_loop_var": task.loop.variable}
+            piece.item = loop_vars
             piece.label = self._label(task, inner, value, ready.hidden)
             if task.module.name == "set_fact" and piece.result is not None:
                 set_before.update(piece.result.get("ansible_facts") or {})
@@ -298,9 +298,14 @@ class Chain:
         rendered: dict[str, Any] = template.render(dict(task.args), scope, task.where)
         if task.module.open:
             return rendered
+        wanted = [*((name,) for name, one in task.module.arguments.items() if one.required), *task.module.one_of]
+        for names in wanted:
+            if not any(rendered.get(name) is not None for name in names):  # what `omit` or null has left out
+                raise task.where.error(f"{task.module.name} needs {' or '.join(names)}")
         for name, value in list(rendered.items()):
             if value is None:
-                del rendered[name]
+                if name != "msg" or task.module.name not in ("debug", "fail"):  # shown whatever it is
+                    del rendered[name]
                 continue
             try:
                 rendered[name] = coerce(task.module.arguments[name], value)
@@ -497,6 +502,7 @@ def _title(task: Task, scope: Scope) -> str:
     if not template.is_template(task.name):
         return task.title
     try:
-        return str(template.render(task.name, scope, task.where)) or task.module.full_name
+        rendered = template.render(task.name, scope, task.where)
+        return replace(task, name="" if rendered is None else str(rendered)).title
     except LocatedError:
         return task.title

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tcpfleet.playbook.engine import Reporter
 from tcpfleet.playbook.model import Play, Task
-from tcpfleet.playbook.results import ItemResult, Recap, Status, TaskResult
+from tcpfleet.playbook.results import ItemResult, Recap, Status, TaskResult, plain
 
 _WIDTH = 79
 
@@ -129,7 +129,7 @@ def _host_line(result: TaskResult, verbose: bool) -> str:
         shown = {key: value for key, value in result.result.items() if key not in ("changed", "failed")}
         if len(shown) > 1:
             shown.pop("msg", None)
-        return f"{line} => {json.dumps(shown, indent=4, default=str, ensure_ascii=False)}"
+        return f"{line} => {json.dumps(plain(shown), indent=4, default=str, ensure_ascii=False)}"
     return f"{line} => {result.message}" if verbose and result.message else line
 
 

@@ -282,7 +282,7 @@ class Runner:
             if position not in records:
                 task, handler = entry.task, entry.kind == "handler"
                 module = task.module.full_name
-                records[position] = TaskRecord(play.title, task.title, module, task.register, handler)
+                records[position] = TaskRecord(play.title, result.task, module, task.register, handler)
                 self._recap.tasks.append(records[position])
                 self._reporter.task_start(result.task, task, handler)
             records[position].results[news.host] = result

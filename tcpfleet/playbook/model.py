@@ -53,6 +53,7 @@ class Task:
     :ivar number: unique within the playbook, ascending in the order of the files.
     :ivar inside: enclosing blocks, outermost first, each with the part that the task stands in.
     :ivar listen: for a handler: the topics it answers to beside its name.
+    :ivar called: the module's name as the task writes it.
     """
 
     name: str
@@ -82,11 +83,12 @@ class Task:
     tags: frozenset[str] = frozenset()
     inside: tuple[tuple[Block, Part], ...] = ()
     number: int = 0
+    called: str = ""
 
     @property
     def title(self) -> str:
-        """What the console calls it: its name, or its module's."""
-        return self.name or self.module.full_name
+        """What the console calls it: its name, or its module's as it is written."""
+        return self.name or self.called or self.module.full_name
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import search, template, usage
-from tcpfleet.playbook.catalogue import DELIMITERS, suggest
+from tcpfleet.playbook import search, syntax, template, usage
+from tcpfleet.playbook.catalogue import suggest
 from tcpfleet.playbook.model import Play, Task
 from tcpfleet.playbook.source import Problems, Text, Where, where_of
+from tcpfleet.playbook.syntax import PLAIN, FileSyntax
 from tcpfleet.playbook.usage import Usage
 from tcpfleet.playbook.variables import HostState, Inventory, RunVariables, Scope
 
@@ -234,7 +235,9 @@ class _Trace:
         self._reach = _Reach()
         self._seen: set[tuple[str, bool]] = set()
         self._files: set[Path] = set()
+        self._used = PLAIN
         self._folders = [Path(task.where.file).resolve().parent, layers.play.folder]
+        self._syntax = syntax.of_written(task.args) if task.module.name == "template" else PLAIN
 
     def run(self) -> _Reach:
         """Everything the task leads to; mistakes are added to the problems."""
@@ -242,7 +245,8 @@ class _Trace:
         known = None if self._known is None else self._known | set(task.vars)
         items = known
         if known is not None and task.loop is not None:
-            items = known | {task.loop.variable, "ansible_loop_var", *filter(None, [task.loop.index])}
+            items = known | {task.loop.variable, "ansible_loop_var"}
+            items |= {task.loop.index, "ansible_index_var"} if task.loop.index else set()
         pieces = list(_pieces(task))
         guarded: frozenset[str] = frozenset()
         for piece in pieces:
@@ -257,7 +261,8 @@ class _Trace:
             origin = _origin(piece.source, piece.where)
             self._follow(piece.usage, origin, allowed, guarded, piece.kind == "when", self._folders)
         for path, text in texts:
-            self._file(path, text, items, guarded)
+            body, used, first = self._whole(text, self._syntax or PLAIN)
+            self._file(path, body, items, guarded, used, first)
         if task.module.name == "debug" and template.is_template(task.args.get("var")):
             self._reach.any()
         return self._reach
@@ -328,7 +333,7 @@ class _Trace:
         if task.module.name != "template":
             return
         names = source_names(self._layers, task)
-        if names is None or any(one in task.args for one in DELIMITERS):
+        if names is None or self._syntax is None:
             self._reach.any()
             return
         for name in names:
@@ -340,20 +345,42 @@ class _Trace:
                 yield path, text
 
     def _file_guards(self, path: Path, text: str) -> frozenset[str]:
-        return usage.of_file(text, *self._blocks()).guarded
+        body, used, _first = self._whole(text, self._syntax or PLAIN)
+        return usage.of_file(body, used).guarded
 
-    def _blocks(self) -> tuple[bool, bool]:
-        trim, lstrip = self._task.args.get("trim_blocks", True), self._task.args.get("lstrip_blocks", False)
-        return trim is not False, lstrip is True
+    @staticmethod
+    def _whole(text: str, wanted: FileSyntax) -> tuple[str, FileSyntax, int]:
+        """The text of a file without its line of options, how it is to be read, and its first line's number."""
+        try:
+            body, used = syntax.split(text, wanted)
+        except ValueError:
+            return "", wanted, 1  # reported where it is compiled
+        return body, used, 1 if body == text else 2
 
-    def _file(self, path: Path, text: str, known: Set[str] | None, guarded: frozenset[str]) -> None:
+    def _file(
+        self,
+        path: Path,
+        text: str,
+        known: Set[str] | None,
+        guarded: frozenset[str],
+        used: FileSyntax,
+        first: int = 1,
+    ) -> None:
+        """What a template file uses.
+
+        :param used: how it and what it includes are read.
+        :param first: the number of the first line of `text` in the file.
+        """
         if path in self._files:
             return
         self._files.add(path)
-        found = usage.of_file(text, *self._blocks())
+        outer, self._used = self._used, used
+        found = usage.of_file(text, used)
         known = None if known is None else known | template.FILE_NAMES | found.bound
         folders = search.template_folders(str(path), self._folders)
-        self._follow(found, _Origin(Where(str(path), 1, 1), 1), known, guarded | found.guarded, False, folders)
+        origin = _Origin(Where(str(path), first, 1), first)
+        self._follow(found, origin, known, guarded | found.guarded, False, folders)
+        self._used = outer
 
     def _included(
         self,
@@ -376,12 +403,14 @@ class _Trace:
                 listed = " or ".join(f"'{name}'" for name in use.names)
                 self._problems.add(origin.line(use.line), f"could not find the template {listed}")
             return
+        used = self._used if use.part else PLAIN
         if known is not None and self._problems is not None:
             try:
-                template.check_file_syntax(text, str(path))
+                template.check_file_syntax(text, str(path), syntax=used, included=use.part)
             except LocatedError as error:
                 self._problems.errors.append(error)
-        self._file(path, text, None if known is None else known | bound, guarded)
+        body, used, first = (text, used, 1) if use.part else self._whole(text, used)
+        self._file(path, body, None if known is None else known | bound, guarded, used, first)
 
 
 def source_names(layers: Layers, task: Task) -> list[str] | None:

@@ -154,4 +154,4 @@ class Reader:
             if not isinstance(key, str) or not NAME.match(key):
                 where = where_of(key, place(node))
                 self.problems.add(where, f"'{key}' is no variable name (letters, digits, _)")
-        return value
+        return {key: one for key, one in value.items() if isinstance(key, str)}

@@ -592,6 +592,7 @@ class _Parser(ArgumentReader):
             tags=common.tags,
             inside=common.inside,
             number=next(self._numbers),
+            called=modules[0],
         )
         if handler and not task.name and not task.listen:
             self.problems.add(where, "a handler needs a name, which is what notify calls")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +11,19 @@ from tcpfleet.errors import EXIT_HOST_FAILED, EXIT_OK, EXIT_UNREACHABLE, worst
 
 Status = Literal["ok", "changed", "skipped", "failed", "ignored", "rescued", "unreachable"]
 CENSORED = "the output has been hidden due to the fact that 'no_log: true' was specified for this result"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can have it: dates as ISO 8601 writes them, as Ansible does.
+
+    >>> plain({"on": [datetime.datetime(2024, 3, 1, 10)]})
+    {'on': ['2024-03-01T10:00:00']}
+    """
+    if isinstance(value, Mapping):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else value
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,7 @@ class Recap:
                     "module": record.module,
                     "handler": record.handler,
                     "hosts": {
-                        name: {"status": one.status, "result": dict(one.result)}
+                        name: {"status": one.status, "result": plain(one.result)}
                         for name, one in record.results.items()
                     },
                 }

@@ -25,13 +25,14 @@ from tcpfleet.playbook import lookups, search
 from tcpfleet.playbook.filters import FILTERS
 from tcpfleet.playbook.filters_tests import TESTS
 from tcpfleet.playbook.source import Text, Where, where_of
+from tcpfleet.playbook.syntax import PLAIN, FileSyntax, split
 
 
 class _Omit:
     """The value of ``omit``: an argument that renders to it is as if not given."""
 
     def __repr__(self) -> str:
-        return "omit"
+        return "<<Omit>>"
 
 
 OMIT = _Omit()
@@ -107,15 +108,16 @@ _ONCE: tuple[type, ...] = (
 
 
 def _native(values: Iterable[Any]) -> Any:
-    """Joins what a template yields: one value stays what it is, several become text."""
+    """Joins what a template yields: nothing is None, one value stays what it is, several become text."""
+    values = iter(values)  # a macro gives a list
     head = list(itertools.islice(values, 2))
     if not head:
-        return ""
+        return None
     if len(head) == 1:
         if isinstance(head[0], Undefined):
             head[0]._fail_with_undefined_error()
         return finished(head[0])
-    return "".join(_as_text(value) for value in itertools.chain(head, values))
+    return "".join(_as_text(value) for value in itertools.chain(head, values) if value is not OMIT)
 
 
 def _as_text(value: Any) -> str:
@@ -125,16 +127,18 @@ def _as_text(value: Any) -> str:
 def finished(value: Any) -> Any:
     """A value as tasks and YAML know it: whatever can be gone through once, or is a tuple, becomes a list.
 
-    What needs no change is not copied.
+    What needs no change is not copied; what is `OMIT` is left out.
     """
     if isinstance(value, _ONCE):
-        return [finished(one) for one in cast("Iterable[Any]", value)]
+        return [finished(one) for one in cast("Iterable[Any]", value) if one is not OMIT]
     if isinstance(value, list):
-        items = [finished(one) for one in value]
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        items = [finished(one) for one in value if one is not OMIT]
+        same = len(items) == len(value) and all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items
     if type(value) is dict:
-        fields = {key: finished(one) for key, one in value.items()}
-        return fields if any(fields[key] is not one for key, one in value.items()) else value
+        fields = {key: finished(one) for key, one in value.items() if one is not OMIT}
+        same = len(fields) == len(value) and all(fields[key] is one for key, one in value.items())
+        return value if same else fields
     return value
 
 
@@ -178,7 +182,9 @@ def _as_it_is(context: runtime.Context, value: Any) -> Any:
 
 @jinja2.pass_context
 def _for_file(context: runtime.Context, value: Any) -> Any:
-    return value if isinstance(value, Undefined) else _as_text(value)
+    if isinstance(value, Undefined):
+        value._fail_with_undefined_error()  # here, where the line is known
+    return value
 
 
 def _prepare(environment: jinja2.Environment) -> jinja2.Environment:
@@ -212,7 +218,7 @@ def _looked_up(
     place = lookups.Place(
         names,
         undefined=lambda message: Undefined(hint=message),
-        render_file=lambda text, path: render_file(text, path, names),
+        render_file=lambda text, path: rendered_file(text, path, names),
     )
     errors = options.pop("errors", "strict")
     try:
@@ -235,9 +241,22 @@ def _undef(hint: str | None = None) -> Undefined:
 
 _OPTIONS: dict[str, Any] = {"undefined": Undefined, "extensions": ["jinja2.ext.do", "jinja2.ext.loopcontrols"]}
 # autoescape is for HTML; these templates make configuration files and arguments.
-# Ansible trims the newline after a block in values too, not only in template files.
-_VALUES = _prepare(_ValueEnvironment(finalize=_as_it_is, trim_blocks=True, **_OPTIONS))
 _CONDITIONS = _prepare(_NativeEnvironment(finalize=_as_it_is, **_OPTIONS))
+
+
+@lru_cache(maxsize=16)
+def _value_environment(syntax: FileSyntax) -> jinja2.Environment:
+    # Ansible trims the newline after a block in values too, not only in template files.
+    return _prepare(_ValueEnvironment(finalize=_as_it_is, **syntax.options(), **_OPTIONS))
+
+
+def _value_split(source: str) -> tuple[str, jinja2.Environment]:
+    """A value without its first line, where that gives options, and the environment to read it in."""
+    try:
+        body, used = split(source, PLAIN)
+    except ValueError as error:
+        raise jinja2.TemplateSyntaxError(str(error), 1) from None
+    return body, _value_environment(used)
 
 
 class _FileLoader(jinja2.BaseLoader):
@@ -258,25 +277,10 @@ class _FileLoader(jinja2.BaseLoader):
 
 
 @lru_cache(maxsize=64)
-def _file_environment(
-    trim_blocks: bool,
-    lstrip_blocks: bool,
-    newline: str,
-    folders: tuple[Path, ...] = (),
-    syntax: tuple[tuple[str, str], ...] = (),
-) -> jinja2.Environment:
-    return _prepare(
-        sandbox.SandboxedEnvironment(
-            trim_blocks=trim_blocks,
-            lstrip_blocks=lstrip_blocks,
-            newline_sequence=newline,
-            keep_trailing_newline=True,
-            loader=_FileLoader(folders),
-            finalize=_for_file,
-            **dict(syntax),
-            **_OPTIONS,
-        )
-    )
+def _file_environment(syntax: FileSyntax, folders: tuple[Path, ...] = ()) -> jinja2.Environment:
+    # A file that is a single expression has a value of its own type, as everything has in Ansible's templates.
+    options = {**syntax.options(), **_OPTIONS}
+    return _prepare(_NativeEnvironment(loader=_FileLoader(folders), finalize=_for_file, **options))
 
 
 @lru_cache(maxsize=256)
@@ -286,12 +290,15 @@ def _file_template(environment: jinja2.Environment, source: str) -> jinja2.Templ
 
 def is_template(value: object) -> bool:
     """True for a string that holds Jinja."""
-    return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
+    return isinstance(value, str) and PLAIN.occurs_in(value)
 
 
 @lru_cache(maxsize=4096)
 def _compiled(source: str, condition: bool = False) -> jinja2.Template:
-    return _CONDITIONS.from_string(_braced(source)) if condition else _VALUES.from_string(source)
+    if condition:
+        return _CONDITIONS.from_string(_braced(source))
+    body, environment = _value_split(source)
+    return environment.from_string(body)
 
 
 def check_syntax(source: str, where: Where, condition: bool = False) -> None:
@@ -320,12 +327,15 @@ def _check_lookups(parse: Callable[..., jinja2.nodes.Template], source: str, *op
 
 def parse_tree(source: str, condition: bool = False) -> jinja2.nodes.Template:
     """The syntax tree of a string, for finding out which variables it uses."""
-    return _CONDITIONS.parse(_braced(source)) if condition else _VALUES.parse(str(source))
+    if condition:
+        return _CONDITIONS.parse(_braced(source))
+    body, environment = _value_split(str(source))
+    return environment.parse(body)
 
 
-def parse_file_tree(source: str, trim_blocks: bool = True, lstrip_blocks: bool = False) -> jinja2.nodes.Template:
-    """The syntax tree of a template file."""
-    return _file_environment(trim_blocks, lstrip_blocks, "\n").parse(source)
+def parse_file_tree(source: str, syntax: FileSyntax = PLAIN) -> jinja2.nodes.Template:
+    """The syntax tree of a template file's text, without a first line of options."""
+    return _file_environment(syntax).parse(source)
 
 
 def _braced(expression: str) -> str:
@@ -355,10 +365,19 @@ def _render_text(source: str, names: Names, where: Where) -> Any:
         raise
     except Exception as error:
         _fail(error, source, where)
-    # Jinja drops a final newline of the source; text keeps it, other types never had one.
-    if isinstance(result, str) and source.endswith("\n") and not result.endswith("\n"):
-        return result + "\n"
-    return result
+    return _with_newlines(result, source)
+
+
+def _with_newlines(result: Any, source: str, newline: str = "\n") -> Any:
+    """Text with as many newlines at its end as its template has, as in Ansible; Jinja drops some."""
+    if not isinstance(result, str):
+        return result
+    missing = _newlines_at_end(source) - _newlines_at_end(result)
+    return result + newline * missing if missing > 0 else result
+
+
+def _newlines_at_end(text: str) -> int:
+    return len(text) - len(text.rstrip("\n"))
 
 
 def _run(template: jinja2.Template, names: Names) -> Any:
@@ -391,30 +410,39 @@ def holds(condition: Any, names: Names, where: Where) -> bool:
     return result
 
 
-def render_file(
-    source: str,
-    shown: str,
-    names: Names,
-    trim_blocks: bool = True,
-    lstrip_blocks: bool = False,
-    newline: str = "\n",
-    syntax: tuple[tuple[str, str], ...] = (),
-) -> str:
-    """The text of a template file, with Ansible's defaults for white space.
+def render_file(source: str, shown: str, names: Names, syntax: FileSyntax = PLAIN) -> str:
+    """The text of a template file; see `rendered_file`."""
+    value = rendered_file(source, shown, names, syntax)
+    if value is OMIT:
+        raise TemplateFailure("a file cannot be left out: the template's text is `omit`", shown, 1)
+    return _as_text(value)
+
+
+def rendered_file(source: str, shown: str, names: Names, syntax: FileSyntax = PLAIN) -> Any:
+    """What a template file comes to: text, or another value when the file is one expression.
 
     :param shown: how errors name the file.
-    :param syntax: other delimiters than Jinja's own, such as ``("variable_start_string", "[[")``.
+    :param syntax: what the task asks for; a first line of options in the file wins.
     :raises TemplateFailure: with the template's own file and line.
     """
+    if not syntax.occurs_in(source):
+        return source
     folders = tuple(search.template_folders(shown, names.folders))
-    environment = _file_environment(trim_blocks, lstrip_blocks, newline, folders, syntax)
+    body, used = _split(source, shown, syntax)
     try:
-        return str(_run(_file_template(environment, source), _FileNames(names, shown)))
+        value = _run(_file_template(_file_environment(used, folders), body), _FileNames(names, shown))
     except LocatedError:
         raise
     except Exception as error:
-        file, line = _file_place(error, shown)
-        raise TemplateFailure(_sentence(error), file, line) from None
+        raise _file_failure(error, shown, 0 if body == source else 1) from None
+    return _with_newlines(value, source, syntax.newline_sequence)
+
+
+def _split(source: str, shown: str, syntax: FileSyntax) -> tuple[str, FileSyntax]:
+    try:
+        return split(source, syntax)
+    except ValueError as error:
+        raise TemplateFailure(str(error), shown, 1) from None
 
 
 class _FileNames:
@@ -443,33 +471,37 @@ class _FileNames:
             return status.st_uid
 
 
-def _file_place(error: BaseException, shown: str) -> tuple[str, int]:
-    """The template file and line in which an error arose: of an included file, that file's."""
+def _file_failure(error: BaseException, shown: str, before: int) -> TemplateFailure:
+    """An error with its place: of an included file, that file's.
+
+    :param before: lines of the file `shown` that Jinja has not seen.
+    """
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return error.filename or shown, error.lineno
-    file, line = _jinja_place(error) or (None, 1)
-    return file or shown, line
+        file, line = error.filename, error.lineno
+    else:
+        file, line = _jinja_place(error) or (None, 1)
+    return TemplateFailure(_sentence(error), file or shown, line + (before if file is None else 0))
 
 
 def check_file_syntax(
     source: str,
     shown: str,
     folders: Sequence[Path] = (),
-    trim_blocks: bool = True,
-    lstrip_blocks: bool = False,
-    newline: str = "\n",
+    syntax: FileSyntax = PLAIN,
+    included: bool = False,
 ) -> None:
     """Compiles a template file; `render_file` with the same settings uses what was compiled here.
 
     :param folders: where what it includes is looked for.
+    :param included: it is part of another file, and has no first line of options.
     :raises TemplateFailure: with its line.
     """
-    environment = _file_environment(trim_blocks, lstrip_blocks, newline, tuple(folders))
+    body, used = (source, syntax) if included else _split(source, shown, syntax)
     try:
-        _file_template(environment, source)
-        _check_lookups(parse_file_tree, source)
+        _file_template(_file_environment(used, tuple(folders)), body)
+        _check_lookups(parse_file_tree, body, used)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateFailure(_sentence(error), shown, error.lineno) from None
+        raise _file_failure(error, shown, 0 if body == source else 1) from None
 
 
 def _jinja_place(error: BaseException) -> tuple[str | None, int] | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateSyntaxError, meta, nodes
 
 from tcpfleet.playbook import template
+from tcpfleet.playbook.syntax import FileSyntax
 
 _GUARD_FILTERS = ("default", "d")
 _GUARD_TESTS = ("defined", "undefined")
@@ -38,11 +39,13 @@ class FileUse(NamedTuple):
     """A template that another includes, imports, extends or looks up.
 
     :ivar names: candidates, the first that exists counts; None when only the run knows the name.
+    :ivar part: it becomes a part of the one that names it, and is read as that is.
     """
 
     names: tuple[str, ...] | None
     line: int
     may_miss: bool = False
+    part: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,10 @@ def of_text(source: str, condition: bool = False) -> Usage:
 
 
 @lru_cache(maxsize=256)
-def of_file(source: str, trim_blocks: bool = True, lstrip_blocks: bool = False) -> Usage:
-    """Of the text of a template file; nothing for one that does not parse."""
+def of_file(source: str, syntax: FileSyntax) -> Usage:
+    """Of a template file's text, without a first line of options; nothing for one that does not parse."""
     try:
-        return _usage(template.parse_file_tree(source, trim_blocks, lstrip_blocks))
+        return _usage(template.parse_file_tree(source, syntax))
     except TemplateSyntaxError:
         return Usage()
 
@@ -186,7 +189,7 @@ class _Walk:
                     for name in one:
                         self.uses.setdefault(name, Use(name, node.lineno, always))
         elif lookup == "template":
-            self.files.extend(FileUse(one, node.lineno) for one in wanted)
+            self.files.extend(FileUse(one, node.lineno, part=False) for one in wanted)
 
     def _extracting(self, node: nodes.Filter | nodes.Call) -> nodes.Node:
         """``extract(hostvars, 'x')``, also as ``map('extract', ..)``, takes one name from hostvars, not all."""

@@ -1,4 +1,7 @@
-"""Templates give what ansible-core 2.19 gives: filters.yml holds its answers. What is only ours is tested here."""
+"""Templates give what ansible-core 2.19 gives: filters.yml and templates.yml hold its answers.
+
+What is only ours is tested here.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import pytest
 import yaml
 
 from tcpfleet.errors import LocatedError
-from tcpfleet.playbook import template
+from tcpfleet.playbook import syntax, template
 from tcpfleet.playbook.source import Where
 
 HERE = Path(__file__).parent
 TABLE: dict[str, Any] = yaml.safe_load((HERE / "filters.yml").read_text(encoding="utf-8"))
+FILES: dict[str, Any] = yaml.safe_load((HERE / "templates.yml").read_text(encoding="utf-8"))
 WHERE = Where("play.yml", 1, 1)
 
 
@@ -31,7 +35,7 @@ class Names:
 
 @pytest.mark.parametrize("case", TABLE["cases"], ids=lambda case: case["of"])
 def test_as_in_ansible(case: dict[str, Any]) -> None:
-    names = Names(TABLE["variables"])
+    names = Names(TABLE["variables"] | {"omit": template.OMIT})
     if case.get("fails"):
         with pytest.raises(LocatedError):
             template.render(case["of"], names, WHERE)
@@ -40,6 +44,21 @@ def test_as_in_ansible(case: dict[str, Any]) -> None:
     plain = json.loads(json.dumps(value, default=str))
     assert plain == case["is"]
     assert type(plain) is type(case["is"])
+
+
+@pytest.mark.parametrize("case", FILES["cases"], ids=lambda case: case["name"])
+def test_template_files_as_in_ansible(case: dict[str, Any], tmp_path: Path) -> None:
+    for name, text in case["files"].items():
+        (tmp_path / name).write_bytes(text.encode())
+    source, shown = case["files"]["t"], str(tmp_path / "t")
+    names = Names(FILES["variables"] | {"omit": template.OMIT}, tmp_path)
+    wanted = syntax.of_arguments(case.get("args", {}))
+    if "fails" not in case:
+        assert template.render_file(source, shown, names, wanted) == case["is"]
+        return
+    with pytest.raises(LocatedError, match=case["fails"]) as caught:
+        template.render_file(source, shown, names, wanted)
+    assert (caught.value.file, caught.value.line) == (shown, case["line"])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +106,7 @@ def test_template_files_include_import_and_extend(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     names = Names({"many": [1, 2], "known": "k", "none": None}, tmp_path)
     text = template.render_file(files["page.j2"], str(tmp_path / "page.j2"), names)
-    assert text == "begin\n1 of 2\n2 of 2\nx=k\nend \n"
+    assert text == "begin\n1 of 22 of 2x=k\nend \n"  # as in Ansible, what is included loses its last newline
 
 
 def test_an_error_in_an_included_file_is_located_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tcpfleet.playbook import load
 from tcpfleet.playbook.arguments import free_form, split_words
 
-MODULES = ("arguments", "results", "catalogue", "template", "names")
+MODULES = ("arguments", "results", "catalogue", "template", "names", "syntax")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,9 +2,9 @@
 
 A case is a YAML mapping. Both kinds: `playbook`, `files` (name -> text beside it), `inventory`, `extra`. Errors:
 `errors`, each the beginning of one line. Runs: `recap` (host -> counts that are not 0), `registered`
-(name -> host -> fields), `reasons` (host -> part), `become`, `check`, `gone`, `absent` (texts that must appear
-nowhere in the output), `exit`, `steps` (host -> its tasks in order, as one line), `picked` (tags, skip_tags,
-start_at), `owed` (host -> play -> handlers that the next run is to run).
+(name -> host -> fields), `reasons` (host -> part), `become`, `check`, `gone`, `absent` and `printed` (texts
+that the output must not or must have), `exit`, `steps` (host -> its tasks in order, as one line), `picked` (tags,
+skip_tags, start_at), `owed` (host -> play -> handlers that the next run is to run).
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         seen = [call.become and [call.become.user, call.become.password] for call in fleet.sessions[host].calls]
         assert seen == identities
     everything = text + json.dumps(recap.to_json(), default=str)
+    assert not [word for word in case.get("printed", ()) if word not in everything]
     assert not [word for word in case.get("absent", ()) if word in everything]
 
 

@@ -319,7 +319,7 @@ def test_until(tmp_path: Path) -> None:
     recap, fleet, text = run(tmp_path, play_of(yaml.safe_dump(tasks)))
     assert counts(recap) == {"h1": {"ok": 6, "changed": 3, "ignored": 1}}, text
     assert len(fleet.sessions["h1"].calls) == 3 + 3 + 1
-    assert "FAILED - RETRYING: [h1]: ansible.builtin.command (5 retries left)." in text
+    assert "FAILED - RETRYING: [h1]: command (5 retries left)." in text
 
 
 def test_start_at_task(tmp_path: Path) -> None:
