@@ -118,15 +118,19 @@ def free_form(text: str, raw: str | None) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     rest: list[str] = []
-    for word in split_words(text):
+    words = split_words(text)
+    for word in words:
         key, equals, value = word.strip().partition("=")
         if equals and (key in _COMMAND_OPTIONS if raw else NAME.match(key.replace("-", "_"))):
             found[key] = _placed(_unquote(value), text)
         else:
             rest.append(word)
     if raw:
-        line = "".join(rest).lstrip()
-        if line:
+        # As in Ansible, blanks stay as they are but for those around what is taken out.
+        line = "".join(rest).rstrip() if found else text
+        if rest[:1] != words[:1]:
+            line = line.lstrip()
+        if line.strip():
             found[raw] = _placed(line, text)
     else:
         found.update((word.strip(), None) for word in rest)
