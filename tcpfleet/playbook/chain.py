@@ -7,6 +7,7 @@ ones are still under way; when it needs what they will bring, `prepare` raises `
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from tcpfleet.playbook import template
 from tcpfleet.playbook.actions import ACTIONS, ActionFailed, Call, Conversation, Setting
 from tcpfleet.playbook.catalogue import coerce, to_bool
 from tcpfleet.playbook.model import Play, Task
+from tcpfleet.playbook.names import strings
 from tcpfleet.playbook.results import CENSORED, ItemResult, Status, TaskResult
 from tcpfleet.playbook.source import where_of
 from tcpfleet.playbook.variables import ANY_FACT, HostState, RunVariables, Scope
@@ -54,6 +56,7 @@ class Piece:
 
     :ivar judged: `result` is final: ``changed_when`` and ``failed_when`` have no say in it.
     :ivar item: loop variables, and what the result says of them.
+    :ivar unlabelled: why the loop's label cannot be rendered, which fails the item.
     :ivar hidden: no_log: nobody is to see its arguments.
     """
 
@@ -64,6 +67,7 @@ class Piece:
     judged: bool = False
     item: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    unlabelled: str = ""
     become: Become | None = None
     check: bool = False
     hidden: bool = False
@@ -76,6 +80,8 @@ class Ready:
     :ivar pieces: in order; without a loop there is one.
     :ivar whole: the result of the task as a whole, when it is known: its loop cannot be evaluated.
     :ivar defines: names that its end will give a value.
+    :ivar in_turn: items of its loop look at the result of the one before: each is prepared by `Chain.next_item`.
+    :ivar carried: what items of such a loop have set so far.
     """
 
     task: Task
@@ -85,17 +91,19 @@ class Ready:
     pieces: list[Piece] = field(default_factory=list)
     whole: dict[str, Any] | None = None
     defines: frozenset[str] = frozenset()
+    in_turn: bool = False
+    carried: dict[str, Any] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:
         """It cannot be sent together with others: it goes back and forth."""
-        return tries_again(self.task) or any(piece.talk is not None for piece in self.pieces)
+        return self.in_turn or tries_again(self.task) or any(piece.talk is not None for piece in self.pieces)
 
     @property
     def fails(self) -> bool:
         """Its failure is known before anything is sent."""
         return bool(self.whole and self.whole.get("failed")) or any(
-            piece.result is not None and piece.result.get("failed") for piece in self.pieces
+            piece.unlabelled or (piece.result is not None and piece.result.get("failed")) for piece in self.pieces
         )
 
 
@@ -124,6 +132,18 @@ def needs_answer(task: Task) -> bool:
         or template.is_template(task.ignore_errors)
         or any(template.is_template(name) for name in task.notify)
     )
+
+
+def _looks_at_itself(task: Task) -> bool:
+    """Whether items of a task's loop may look at what the task registers: at the result of the item before."""
+    if task.loop is None or not task.register:
+        return False
+    name = re.compile(rf"\b{task.register}\b")
+    plain = (task.args, task.vars, task.loop.label, task.environment, task.become_user, task.check_mode)
+    texts = [text for value in plain for text, _where in strings(value, task.where)]
+    if task.module.name in ("assert", "debug"):  # they take expressions
+        texts.append(str(dict(task.args)))
+    return any(name.search(str(one)) for one in (*task.when, *texts))
 
 
 class Chain:
@@ -196,29 +216,53 @@ class Chain:
             skipped = self._skips(task, scope)
             ready.whole = skipped if skipped is not None and not skipped.get("failed") else failure(error)
             return
+        ready.in_turn = _looks_at_itself(task)
         set_before: dict[str, Any] = {}  # what set_fact set for one item, the next one sees
         for index, value in enumerate(values):
             loop_vars = {task.loop.variable: value, "ansible_loop_var": task.loop.variable}
             if task.loop.index:
                 loop_vars |= {task.loop.index: index, "ansible_index_var": task.loop.index}
             inner = scope.with_item({**set_before, **loop_vars})
-            piece = self.piece(state, task, inner)
+            piece = Piece(inner) if ready.in_turn else self.piece(state, task, inner)
             piece.item = loop_vars
-            piece.label = self._label(task, inner, value, ready.hidden)
+            if not ready.in_turn:
+                self._label(piece, task, ready.hidden)
             if task.module.name == "set_fact" and piece.result is not None:
                 set_before.update(piece.result.get("ansible_facts") or {})
             ready.pieces.append(piece)
 
-    def _label(self, task: Task, scope: Scope, value: Any, hidden: bool) -> str:
-        if hidden:
-            return "(censored due to no_log)"
+    def next_item(self, ready: Ready, state: HostState, number: int) -> None:
+        """Prepares an item of a loop whose items look at the result of the one before."""
+        piece, task = ready.pieces[number], ready.task
+        if number:
+            before = ready.pieces[number - 1]
+            result = before.result or {}
+            if task.module.name == "set_fact":
+                ready.carried.update(result.get("ansible_facts") or {})
+            if task.register:
+                ready.carried[task.register] = {**result, **before.item}
+        piece.scope = piece.scope.with_item({**ready.carried, **piece.item})
+        new = self.piece(state, task, piece.scope)
+        piece.step, piece.talk, piece.result, piece.judged = new.step, new.talk, new.result, new.judged
+        piece.become, piece.check, piece.hidden = new.become, new.check, new.hidden
+
+    def label_item(self, ready: Ready, piece: Piece) -> None:
+        """Labels an item of such a loop; its own result is there."""
+        if ready.task.register:
+            piece.scope = piece.scope.with_item({ready.task.register: piece.result})
+        self._label(piece, ready.task, ready.hidden)
+
+    def _label(self, piece: Piece, task: Task, hidden: bool) -> None:
         assert task.loop is not None
-        if task.loop.label is None:
-            return str(value)
-        try:
-            return str(template.render(task.loop.label, scope, task.where))
-        except LocatedError as error:
-            return str(error)
+        if hidden:
+            piece.label = "(censored due to no_log)"
+        elif task.loop.label is None:
+            piece.label = str(piece.item[task.loop.variable])
+        else:
+            try:
+                piece.label = str(template.render(task.loop.label, piece.scope, task.where))
+            except LocatedError as error:
+                piece.label, piece.unlabelled = task.loop.label, f"the label of the loop: {error}"
 
     def _defines(self, ready: Ready) -> frozenset[str]:
         task = ready.task
@@ -422,6 +466,8 @@ class Chain:
                 self._take_facts(task, states, one)
                 one = {**one, **piece.item}
                 one.setdefault("failed", False)
+                if piece.unlabelled:
+                    one.update(failed=True, msg=piece.unlabelled)
                 items.append(ItemResult(piece.label, status_of(one), one))
             result = _loop_result(items)
         status = status_of(result)

@@ -7,11 +7,12 @@ other mix renders to text. What comes from hosts (facts, results) is never itsel
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import os
 import pwd
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, cast
@@ -107,6 +108,35 @@ _ONCE: tuple[type, ...] = (
 )  # fmt: skip
 
 
+def _listed(value: Any) -> Any:
+    """A list of what can be gone through only once, as filters and calls give in Ansible."""
+    once = isinstance(value, (Iterator, KeysView, ValuesView, ItemsView))
+    return list(cast("Iterable[Any]", value)) if once else value
+
+
+# Filters of Jinja's own that give an iterator; in Ansible they give a list.
+_LAZY_FILTERS = (
+    "batch",
+    "items",
+    "map",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "select",
+    "selectattr",
+    "slice",
+    "unique",
+)
+
+
+def _listing(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return _listed(function(*args, **options))
+
+    return wrapped
+
+
 def _native(values: Iterable[Any]) -> Any:
     """Joins what a template yields: nothing is None, one value stays what it is, several become text."""
     values = iter(values)  # a macro gives a list
@@ -114,20 +144,22 @@ def _native(values: Iterable[Any]) -> Any:
     if not head:
         return None
     if len(head) == 1:
-        if isinstance(head[0], Undefined):
-            head[0]._fail_with_undefined_error()
         return finished(head[0])
     return "".join(_as_text(value) for value in itertools.chain(head, values) if value is not OMIT)
 
 
 def _as_text(value: Any) -> str:
-    return "" if value is None else str(finished(value))
+    if value is None or type(value) is jinja2.Undefined:  # `'x' if false` within text is nothing
+        return ""
+    return str(finished(value))
 
 
 def finished(value: Any) -> Any:
     """A value as tasks and YAML know it: whatever can be gone through once, or is a tuple, becomes a list.
 
     What needs no change is not copied; what is `OMIT` is left out.
+
+    :raises UndefinedError: when it holds anything undefined, also ``'x' if false``.
     """
     if isinstance(value, _ONCE):
         return [finished(one) for one in cast("Iterable[Any]", value) if one is not OMIT]
@@ -139,6 +171,8 @@ def finished(value: Any) -> Any:
         fields = {key: finished(one) for key, one in value.items() if one is not OMIT}
         same = len(fields) == len(value) and all(fields[key] is one for key, one in value.items())
         return value if same else fields
+    if isinstance(value, jinja2.Undefined):
+        value._fail_with_undefined_error()
     return value
 
 
@@ -165,6 +199,10 @@ class _NativeEnvironment(sandbox.SandboxedEnvironment, nativetypes.NativeEnviron
 
     concat = staticmethod(_native)
 
+    def call(self, context: runtime.Context, function: Any, /, *args: Any, **options: Any) -> Any:
+        """Calls from templates: what can be gone through once is a list, so that it can be indexed and counted."""
+        return _listed(super().call(context, function, *args, **options))
+
 
 class _ValueEnvironment(_NativeEnvironment):
     """For what stands in YAML within ``{{ }}``."""
@@ -188,6 +226,8 @@ def _for_file(context: runtime.Context, value: Any) -> Any:
 
 
 def _prepare(environment: jinja2.Environment) -> jinja2.Environment:
+    for name in _LAZY_FILTERS:
+        environment.filters[name] = _listing(environment.filters[name])
     for table, own in ((environment.filters, FILTERS), (environment.tests, TESTS)):
         table.update(own)
         table.update({f"ansible.builtin.{name}": table[name] for name in list(table) if "." not in name})
@@ -521,7 +561,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"bad template: {error.message}"
     if isinstance(error, (jinja2.UndefinedError, jinja2.TemplateNotFound)):
-        return str(error.message)
+        # Text that knows its place is text to whoever reads this.
+        return str(error.message).replace("'tcpfleet.playbook.source.Text object'", "'str object'")
     if isinstance(error, RecursionError):
         return "the template refers to itself without end"
     return f"the template fails: {type(error).__name__}: {error}"

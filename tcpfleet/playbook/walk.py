@@ -456,10 +456,14 @@ class Walk:
 
     def _alone(self, ready: Ready, position: int) -> None:
         """Does all pieces of a task, one after the other, each as often as until asks."""
-        for piece in ready.pieces:
+        for number, piece in enumerate(ready.pieces):
+            if ready.in_turn:
+                self.chain.next_item(ready, self.state, number)
             if not piece.judged:
                 piece.result = self._with_retries(ready, piece, position)
                 piece.judged = True
+            if ready.in_turn:
+                self.chain.label_item(ready, piece)
 
     def _with_retries(self, ready: Ready, piece: Piece, position: int) -> dict[str, Any]:
         task = ready.task
