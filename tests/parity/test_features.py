@@ -19,6 +19,7 @@ rm -rf {" ".join(THIRTY[1:5])} /usr/local/bin/parity-broker /etc/*/*parity-broke
 systemctl daemon-reload
 {UNTUNED}
 """
+MADE = f"mkdir -p {WORK}"
 CASES = (
     Case("thirty_tasks", extra_vars=("target=node",), quick=True, roots=THIRTY, sysctls=TUNED,
          units=("parity-broker",), reset=UNDO_THIRTY),
@@ -44,6 +45,26 @@ CASES = (
          reset=f"rm -f /etc/*/90-parity.conf* /etc/security/limits.d/9*.conf; {UNTUNED}; "
                "touch /etc/security/limits.d/90-parity.conf"),
     Case("facts"),
+    Case("texts", converges=False, reset=MADE),
+    Case("looking_back", converges=False, check=False, reset=MADE),
+    Case("checking", converges=False, code=2, reset=MADE),
+    Case("importing", converges=False),
+    Case("importing", {"tags": "one"}, converges=False, check=False),
+    Case("importing", {"skip_tags": "two,three"}, converges=False, check=False),
+    Case("importing", {"tags": "inner,debugging"}, converges=False, check=False),
+    Case("importing", {"start_at_task": "Own*"}, converges=False, check=False),
+    Case("tier", converges=False, reset=MADE),
+    Case("tier", {"tags": "blocked"}, converges=False, check=False, reset=MADE),
+    Case("fatal_blocks", converges=False, code=2),
+    Case("dropping", converges=False, code=2),
+    Case("flushes", converges=False, code=2, quick=True),
+    *(
+        Case("tagged_flushes", options, converges=False, check=False)
+        for options in (
+            {}, {"tags": "y"}, {"tags": "x"}, {"tags": "never"}, {"skip_tags": "always"}, {"skip_tags": "x"},
+            {"skip_tags": "x,always"}, {"start_at_task": "u2"},
+        )
+    ),
     Case("tags", converges=False, check=False),
     *(
         Case("tags", options, converges=False, check=False)
@@ -93,3 +114,28 @@ def test_pending_handlers_run_later_here_and_never_there(pair: Pair) -> None:
     ours, _ = pair.both(mended.asked())
     assert ours.changed() == {"node": []}
     reset(pair, failing)
+
+
+# What docs/ansible.md says on purpose: task -> (ours, Ansible's status).
+KNOWN = {
+    "A range is a list": ("ok", "failed"),
+    "A name that is not defined": ("ok", "ok"),
+    "Bytes that are no text": ("ok", "failed"),
+}
+
+
+@pytest.mark.full
+def test_known_differences_are_still_there(pair: Pair) -> None:
+    case = Case("known_differences")
+    reset(pair, case)
+    ours, theirs = pair.both(case.asked())
+    found = [{step.task: step for step in run.steps} for run in (ours, theirs)]
+    assert {task: (found[0][task].status, found[1][task].status) for task in KNOWN} == KNOWN
+    shown = [run["A name that is not defined"].result["nowhere"] for run in found]
+    assert shown[0] == "VARIABLE IS NOT DEFINED!" and shown[1] != shown[0]
+    titles = [step.task for run in (ours, theirs) for step in run.steps if step.result.get("results")]
+    assert "Of {{ item }}" in titles and any("error" in title for title in titles)
+    titles = [step.task for step in ours.steps if step.play == "In batches"]
+    assert sorted(titles) == ["On n1", "On n2"]
+    assert [step.task for step in theirs.steps if step.play == "In batches"] == ["On n1", "On n1"]
+    reset(pair, case)
