@@ -180,7 +180,8 @@ def load(path: str | Path, extra_vars: Mapping[str, Any] | None = None) -> Playb
     parsed = parse(path, extra)
     problems = Problems(parsed.problems)
     plays = tuple(
-        _with_hosts(play, {**extra, "playbook_dir": str(play.folder)}, problems) for play in parsed.plays
+        _named(_with_hosts(play, {**extra, "playbook_dir": str(play.folder)}, problems), extra)
+        for play in parsed.plays
     )
     return Playbook(path, plays, extra, tuple(problems.errors), parsed.given)
 
@@ -197,6 +198,17 @@ def _with_hosts(play: Play, extra: Mapping[str, Any], problems: Problems) -> Pla
         problems.errors.append(error)
         return replace(play, hosts="all")  # never run: there is a problem
     return replace(play, hosts=",".join(rendered) if isinstance(rendered, list) else str(rendered))
+
+
+def _named(play: Play, extra: Mapping[str, Any]) -> Play:
+    """A play whose name is filled in as far as -e and the play's own variables go."""
+    if not template.is_template(play.name):
+        return play
+    try:
+        name = template.render(play.name, Known((extra, play.vars), play.where), play.where)
+    except LocatedError:
+        return play  # shown as it is written, like a task's
+    return replace(play, name="" if name is None else str(name))
 
 
 def _check_files(layers: Layers, problems: Problems) -> None:

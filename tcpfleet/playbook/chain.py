@@ -503,8 +503,15 @@ class Chain:
             result["ansible_facts"] = {f"ansible_{name}": value for name, value in facts.items()}
 
     def notified(self, ready: Ready) -> tuple[str, ...]:
-        """Names that a changed task notifies. :raises LocatedError: when they cannot be rendered."""
-        return tuple(str(template.render(one, ready.scope, ready.task.where)) for one in ready.task.notify)
+        """Names that a changed task notifies; as in Ansible, each item of a loop that is not left out has its own.
+
+        :raises LocatedError: when they cannot be rendered.
+        """
+        task = ready.task
+        scopes = [piece.scope for piece in ready.pieces if not (piece.result or {}).get("false_condition")]
+        return tuple(
+            dict.fromkeys(str(template.render(one, scope, task.where)) for scope in scopes for one in task.notify)
+        )
 
 
 def failure(error: Exception) -> dict[str, Any]:

@@ -315,6 +315,9 @@ class Runner:
             record.results.clear()
             record.results.update(ordered)
         task = entries[first].task
+        if once and task is not None and entries[first].kind == "handler":
+            for walk in everyone:
+                walk.has_run(task)
         if failures and task is not None and entries[first].barrier:
             self._fail_all(play, task, everyone, failures, once)
 

@@ -53,6 +53,7 @@ class Task:
     :ivar number: unique within the playbook, ascending in the order of the files.
     :ivar inside: enclosing blocks, outermost first, each with the part that the task stands in.
     :ivar listen: for a handler: the topics it answers to beside its name.
+    :ivar deaf: a handler before it has the same name, and answers to that instead.
     :ivar called: the module's name as the task writes it.
     """
 
@@ -83,6 +84,7 @@ class Task:
     tags: frozenset[str] = frozenset()
     inside: tuple[tuple[Block, Part], ...] = ()
     number: int = 0
+    deaf: bool = False
     called: str = ""
 
     @property

@@ -284,7 +284,7 @@ class _Parser(ArgumentReader):
         self._handler_names = set()
         conditional = replace(inherited, when=outer.when)
         sections = tuple(tuple(self._tasks(found, section, conditional)) for section in _SECTIONS)
-        handlers = self._tasks(found, "handlers", inherited, handlers=True)
+        handlers = _first_of_each_name(self._tasks(found, "handlers", inherited, handlers=True))
         self._handler_names |= {name for one in handlers for name in (one.name, *one.listen)}
         for task in [*(task for section in sections for task in section), *handlers]:
             self._check_notify(task)
@@ -659,6 +659,19 @@ class _Parser(ArgumentReader):
             index=self.name(control["index_var"][1], "index_var") if "index_var" in control else None,
             label=self.text(control["label"][1], "label") if "label" in control else None,
         )
+
+
+def _first_of_each_name(handlers: Sequence[Task]) -> list[Task]:
+    """As in Ansible, of several handlers with one name only the first answers to it, or to a topic of theirs."""
+    names: set[str] = set()
+    heard: set[tuple[str, str]] = set()
+    found = []
+    for one in handlers:
+        topics = tuple(topic for topic in one.listen if not one.name or (topic, one.name) not in heard)
+        found.append(replace(one, listen=topics, deaf=bool(one.name) and one.name in names))
+        heard |= {(topic, one.name) for topic in topics}
+        names.add(one.name)
+    return found
 
 
 def _unknown_key(key: str, what: str, allowed: Sequence[str], advice: Mapping[str, str]) -> str:

@@ -139,13 +139,13 @@ def _listing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _native(values: Iterable[Any]) -> Any:
     """Joins what a template yields: nothing is None, one value stays what it is, several become text."""
-    values = iter(values)  # a macro gives a list
-    head = list(itertools.islice(values, 2))
-    if not head:
+    # As in Ansible, null is nothing, also beside a value: `{{ list.append(1) }}{{ list }}` is a list.
+    nodes = [value for value in values if value is not None]
+    if not nodes:
         return None
-    if len(head) == 1:
-        return finished(head[0])
-    return "".join(_as_text(value) for value in itertools.chain(head, values) if value is not OMIT)
+    if len(nodes) == 1:
+        return finished(nodes[0])
+    return "".join(_as_text(value) for value in nodes if value is not OMIT)
 
 
 def _as_text(value: Any) -> str:

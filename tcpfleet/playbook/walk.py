@@ -159,10 +159,17 @@ class Walk:
 
     def _names_of(self, handler: Task) -> set[str]:
         """What a handler answers to on this host; a name that cannot be rendered yet stands for itself."""
+        if handler.deaf or not handler.name:
+            return set(handler.listen)
         try:
             return {self.chain.title(self.state, handler), handler.name, *handler.listen}
         except NotYet:
             return {handler.name, *handler.listen}
+
+    def has_run(self, handler: Task) -> None:
+        """A handler has run for this host, here or once for all."""
+        for name in self.notified.keys() & self._names_of(handler):
+            self.notified[name].add(handler.number)
 
     def _wants(self, task: Task) -> bool:
         """Whether this task is on this host's way through the blocks."""
@@ -420,9 +427,8 @@ class Walk:
                     self._tell(News(self.state.host.name, under.position, text=f"warning: {text}"))
         result = self.chain.finish(ready, self._states)
         if under.handler:
-            for name in self.notified.keys() & self._names_of(task):
-                self.notified[name].add(task.number)
-        if result.changed and result.status in ("changed", "ignored") and task.notify:
+            self.has_run(task)
+        if result.status == "changed" and task.notify:
             result = self._notify(ready, result, kept)
         if result.status == "failed":
             if not ready.hidden:
