@@ -61,13 +61,19 @@ def profile_keys() -> list[str]:
 
 
 @pytest.mark.full
-def test_tune_on_the_whole_lab(running_lab: Lab, inv: Inv, peers: Path, pair: Pair) -> None:
+@pytest.mark.parametrize("profile", ["article", "c100k", "c1m", "client"])
+def test_tune_on_the_whole_lab(running_lab: Lab, inv: Inv, peers: Path, pair: Pair, profile: str) -> None:
     """The acceptance, as the README has it: either directly after the other reports changed=0."""
-    asked = Asked(ROOT / "playbooks/tune.yml", ROOT / "inventory", options={"limit": "lab"})
+    asked = Asked(
+        ROOT / "playbooks/tune.yml",
+        ROOT / "inventory",
+        extra_vars=(f"profile={profile}",),
+        options={"limit": "lab"},
+    )
     try:
         for name in running_lab.hosts:
             running_lab.ssh(name, UNTUNE)
-        ours = inv.json("tune", "--hosts", "lab")["hosts"]
+        ours = inv.json("tune", "--hosts", "lab", "--profile", profile)["hosts"]
         theirs = run_ansible(asked, peers, pair.home)
         assert {name: row["changed"] > 0 for name, row in ours.items()} == dict.fromkeys(running_lab.hosts, True)
         assert theirs.changed() == {name: [] for name in running_lab.hosts}
@@ -75,7 +81,7 @@ def test_tune_on_the_whole_lab(running_lab: Lab, inv: Inv, peers: Path, pair: Pa
         for name in running_lab.hosts:
             running_lab.ssh(name, UNTUNE)
         theirs = run_ansible(asked, peers, pair.home)
-        again = inv.json("tune", "--hosts", "lab")["hosts"]
+        again = inv.json("tune", "--hosts", "lab", "--profile", profile)["hosts"]
         assert {name: row["changed"] for name, row in theirs.recap.items()} == {
             name: row["changed"] for name, row in ours.items()
         }
