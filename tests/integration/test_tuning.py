@@ -85,6 +85,22 @@ def test_another_file_has_the_last_word(inv: Inv, back: Lab) -> None:
     assert states["net.core.somaxconn"] == "drift" and states["net.ipv4.tcp_fin_timeout"] == "lasting"
 
 
+def test_after_the_next_boot_is_as_foretold(inv: Inv, back: Lab) -> None:
+    back.ssh(HOST, f"printf 'net.core.somaxconn = 1234\n-net.ipv4.tcp_max_syn_backlog=3000' > {ZZ}")
+    inv("tune", "--hosts", BOTH)
+    before = inv.json("tune-status", "--hosts", BOTH, code=2)["hosts"]
+    back.reboot(HOST, OTHER)
+    for host in (HOST, OTHER):
+        foretold = {row["key"]: row["after_boot"] for row in before[host]["keys"] if row["after_boot"] is not None}
+        paths = " ".join(f"/proc/sys/{key.replace('.', '/')}" for key in foretold)
+        found = back.ssh(host, f"for path in {paths}; do echo $(cat $path); done").splitlines()
+        assert dict(zip(foretold, found, strict=True)) == foretold
+        assert len(foretold) >= 7 and (foretold["net.core.somaxconn"] == "1234") == (host == HOST)
+    after = inv.json("tune-status", "--hosts", BOTH, code=2)["hosts"]
+    drifted = {row["key"] for row in after[HOST]["keys"] if row["status"] == "drift"}
+    assert drifted == {"net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"} and not after[OTHER]["drifted"]
+
+
 def test_wrong_values_and_keys_fail_their_host_alone(inv: Inv, back: Lab, tmp_path: Path) -> None:
     inventory = with_overrides(
         tmp_path, "{net.ipv4.tcp_fin_timeout: many, net.core.somaxcon: 5, net.ipv4.tcp_keepalive_probes: 0}"
