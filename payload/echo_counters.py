@@ -1,18 +1,26 @@
 """Numbers that all processes of the server share: one mmap, no locks.
 
-Each worker has a slot and is the only writer of its cells (the supervisor clears the slot of a dead one).
-Cells are aligned 64-bit words, so a reader never sees half a number. Columns are contiguous: the
-sum over all workers, which balancing needs for every batch of accepts, is one call.
+Each worker has a slot and is the only writer of its cells, but for `limit` and `leaving`, which the supervisor
+writes (it also clears the slot of a dead one). Cells are aligned 64-bit words, so a reader never sees half a
+number. Columns are contiguous: the sum over all workers, which balancing needs for every batch of accepts, is one
+call. The table always has room for MAX_WORKERS, so that workers can be added while it is in use; pages that
+nobody has written cost nothing.
 
 Layout: HEADER bytes of JSON (padded with NUL), then GLOBALS words, then one word per slot and column.
 """
 
+import errno
 import json
 import mmap
 import os
 import tempfile
 from typing import Any, Dict, Optional
 
+from echo_plan import MAX_WORKERS
+
+# Errors of connections and of accept that have a column of their own; all others count as OTHER.
+ERRNOS = ("ECONNRESET", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
+OTHER = "OTHER"
 COLUMNS = (
     "pid",  # 0: no worker in this slot
     "limit",  # connections it may hold
@@ -21,34 +29,43 @@ COLUMNS = (
     "echoes",  # reads that were written back
     "bytes",  # bytes written back
     "backpressured",  # connections now waiting for a slow reader
+    "buffered",  # bytes now held for slow peers
     "full",  # 1 while it does not accept because it is at its limit or out of descriptors
     "times_full",
     "resets",  # connections that the peer ended with RST while no reply was owed
     "errors",  # connections ended by any other error
     "generation",  # how often the worker in this slot has booted
+    "since",  # when it did so last, in seconds since 1970
+    "leaving",  # 1 while it hands its connections over to the others in order to end
+    "handed_over",  # connections given to other workers
+    "taken_over",  # connections got from other workers
+    "idle_closed",  # connections ended by the idle timeout
+    "bad_requests",  # mode http: answered with an error and closed
+    *("errno_" + name for name in (*ERRNOS, OTHER)),
 )
-GLOBALS = ("full_logged",)  # monotonic seconds of the last line about a pause in accepting
+# monotonic seconds of the last line about a pause in accepting; slots in use (the highest one, plus 1)
+GLOBALS = ("full_logged", "slots")
+FULL_LOGGED, SLOTS = range(len(GLOBALS))
 HEADER = 16384
 _WORD = 8
 
 
 class Counters:
-    """The shared table for `slots` workers; `fd` is the descriptor behind it, `columns` the live views."""
+    """The shared table; `fd` is the descriptor behind it, `columns` the live views of MAX_WORKERS cells each."""
 
-    def __init__(self, fd: int, slots: int) -> None:
+    def __init__(self, fd: int) -> None:
         """Map an existing table; see `create`."""
         self.fd = fd
-        self.slots = slots
-        self._map = mmap.mmap(fd, _size(slots))
+        self._map = mmap.mmap(fd, _SIZE)
         words = memoryview(self._map)[HEADER:].cast("Q")
         self.globals = words[: len(GLOBALS)]
         self.columns = {}  # type: Dict[str, Any]
         for i, name in enumerate(COLUMNS):
-            start = len(GLOBALS) + i * slots
-            self.columns[name] = words[start : start + slots]
+            start = len(GLOBALS) + i * MAX_WORKERS
+            self.columns[name] = words[start : start + MAX_WORKERS]
 
     @classmethod
-    def create(cls, slots: int, path: Optional[str]) -> "Counters":
+    def create(cls, path: Optional[str]) -> "Counters":
         """Make an empty table at `path` (replacing what is there, 0644), or nameless if that is None.
 
         Raises OSError. The file appears complete: others find no table or a whole one.
@@ -57,15 +74,15 @@ class Counters:
             shm = "/dev/shm"  # noqa: S108 - nameless file; memory, so that its pages are never written to a disk
             with tempfile.TemporaryFile(dir=shm if os.access(shm, os.W_OK) else None) as f:
                 fd = os.dup(f.fileno())
-            os.ftruncate(fd, _size(slots))
-            return cls(fd, slots)
+            os.ftruncate(fd, _SIZE)
+            return cls(fd)
         temporary = "%s.%d" % (path, os.getpid())
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)
-            os.ftruncate(fd, _size(slots))
+            os.ftruncate(fd, _SIZE)
             os.rename(temporary, path)
-            return cls(fd, slots)
+            return cls(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -82,29 +99,40 @@ class Counters:
 
     def clear(self, slot: int) -> None:
         """Forget what a dead worker held; its totals stay, they are the server's."""
-        for name in ("pid", "connections", "backpressured", "full"):
+        for name in ("pid", "connections", "backpressured", "buffered", "full", "leaving"):
             self.columns[name][slot] = 0
+
+
+def errno_column(number: int) -> str:
+    """Return the column that counts errors with this errno.
+
+    >>> errno_column(errno.EPIPE), errno_column(errno.EIO)
+    ('errno_EPIPE', 'errno_OTHER')
+    """
+    name = errno.errorcode.get(number, OTHER)
+    return "errno_" + (name if name in ERRNOS else OTHER)
 
 
 def read(path: str) -> Dict[str, Any]:
     """Return {"header": {...}, "workers": [{column: value}, ...]} from the table at `path`.
 
+    A worker's row has "errors_by_errno" ({name: count}, those that occurred) in place of their columns.
     Raises OSError if there is none and ValueError if it is not one (or just being written).
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as f:
         data = f.read()
     header = json.loads(data[:HEADER].rstrip(b"\0").decode())
-    words = memoryview(data)[HEADER : HEADER + (len(data) - HEADER) // _WORD * _WORD].cast("Q")
-    slots = header["slots"]
-    if len(data) < _size(slots):
+    if len(data) < _SIZE:
         raise ValueError("%s is cut short" % path)
+    words = memoryview(data)[HEADER:_SIZE].cast("Q")
     workers = []
-    for slot in range(slots):
-        row = {name: words[len(GLOBALS) + i * slots + slot] for i, name in enumerate(COLUMNS)}
+    for slot in range(min(words[SLOTS], MAX_WORKERS)):
+        row = {name: words[len(GLOBALS) + i * MAX_WORKERS + slot] for i, name in enumerate(COLUMNS)}
+        counts = {name: row.pop("errno_" + name) for name in (*ERRNOS, OTHER)}
+        row["errors_by_errno"] = {name: count for name, count in counts.items() if count}
         workers.append(row)
     return {"header": header, "workers": workers}
 
 
-def _size(slots: int) -> int:
-    return HEADER + _WORD * (len(GLOBALS) + len(COLUMNS) * slots)
+_SIZE = HEADER + _WORD * (len(GLOBALS) + len(COLUMNS) * MAX_WORKERS)

@@ -7,9 +7,8 @@ beyond one process's limit is reached with more processes.
 
 from typing import NamedTuple, Optional, Tuple
 
-# Descriptors of a worker that are no connections: stdio 3, listener, epoll, counters, life line, signal
-# pipe 2, its nudge pipe's read end, and room for a log being reopened or /proc being read. One more
-# per worker: the write ends of all nudge pipes.
+# Descriptors of a worker that are no connections: stdio 3, listener, epoll, counters, life line, ready pipe,
+# hand-over 2, signal pipe 2, and room for a log being reopened or /proc being read.
 RESERVED = 24
 MAX_WORKERS = 512
 
@@ -22,18 +21,19 @@ Options = NamedTuple(
         ("max_connections", Optional[int]),  # None: what the workers can hold
         ("pid_file", Optional[str]),
         ("log_file", Optional[str]),
+        ("mode", str),  # a key of echo_worker's PROTOCOLS
+        ("user", Optional[str]),  # USER[:GROUP] that workers run as; None: whoever started the server
+        ("idle_timeout", float),  # seconds; 0: never
+        ("keepalive", Tuple[int, ...]),  # seconds idle, seconds between probes, probes; (): off
+        ("max_buffered", int),  # bytes that all workers together may hold for slow peers
     ],
 )
 Options.__doc__ = """What the user asked for; paths are absolute."""
 
-Plan = NamedTuple(
-    "Plan",
-    [("limits", Tuple[int, ...]), ("nofile", int), ("note", str)],
-)
+Plan = NamedTuple("Plan", [("limits", Tuple[int, ...]), ("note", str)])
 Plan.__doc__ = """What will be done.
 
-limits: connections allowed per worker; nofile: descriptors each process needs; note: one sentence where
-less is possible than was asked, else "".
+limits: connections allowed per worker; note: one sentence where less is possible than was asked, else "".
 """
 
 
@@ -51,11 +51,11 @@ def make_plan(
     limit of open files leaves no room at all.
     """
     count = workers or _auto_workers(cpus, reachable_nofile, max_connections)
-    each = reachable_nofile - RESERVED - count
+    each = reachable_nofile - RESERVED
     if each < 1:
         raise PlanError(
-            "an open-files limit of %d leaves no room for connections: %d workers need %d descriptors each "
-            "for themselves" % (reachable_nofile, count, RESERVED + count)
+            "an open-files limit of %d leaves no room for connections: each worker needs %d descriptors "
+            "for itself" % (reachable_nofile, RESERVED)
         )
     possible = each * count
     total = possible if max_connections is None else min(max_connections, possible)
@@ -69,15 +69,11 @@ def make_plan(
             reachable_nofile,
         )
     limits = tuple(share + (1 if i < rest else 0) for i in range(count))
-    return Plan(limits, limits[0] + RESERVED + count, note)
+    return Plan(limits, note)
 
 
 def _auto_workers(cpus: int, nofile: int, max_connections: Optional[int]) -> int:
-    count = max(1, cpus)
-    if max_connections is not None:
-        while count < MAX_WORKERS and count * (nofile - RESERVED - count) < max_connections:
-            # More workers only help while a worker holds more than one more costs all the others.
-            if (count + 1) * (nofile - RESERVED - count - 1) <= count * (nofile - RESERVED - count):
-                break
-            count += 1
-    return count
+    needed = 1
+    if max_connections is not None and nofile > RESERVED:
+        needed = -(-max_connections // (nofile - RESERVED))
+    return min(MAX_WORKERS, max(1, cpus, needed))

@@ -14,9 +14,11 @@ import sys
 import tempfile
 from typing import Any, Dict, Iterable, List, Optional
 
+from echo_identity import Identity, become
+
 # Raise this when WorkerSetup, a saved state or the counters' columns change their meaning: running
 # processes then refuse the reload instead of handing the new code something it cannot read.
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 PROBE_SECONDS = 10.0
 PROBE_OPTION = "--probe"
 
@@ -26,14 +28,18 @@ def command(script: str) -> List[str]:
     return [sys.executable, *subprocess._args_from_interpreter_flags(), script]  # type: ignore
 
 
-def probe(program: List[str]) -> Optional[str]:
-    """Load the program's present files in a process of its own; return None if they work, else why not."""
+def probe(program: List[str], identity: Optional[Identity] = None) -> Optional[str]:
+    """Load the program's present files in a process of its own; return None if they work, else why not.
+
+    identity: who the workers are, since they have to be able to read the files too.
+    """
     try:
         process = subprocess.Popen(
             [*program, PROBE_OPTION, str(STATE_FORMAT)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            preexec_fn=(lambda: become(identity)) if identity is not None else None,
         )
     except OSError as e:
         return "cannot run %s: %s" % (" ".join(program), e.strerror)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """A TCP echo server for very many connections: epoll, prefork workers, a daemon with a pid file.
 
-    echo_server.py run    --bind 0.0.0.0 --port 1883 [--workers auto|N] [--max-connections N]
+    echo_server.py run    --bind 0.0.0.0 --port 1883 [--workers auto|N] [--mode echo|http] [--max-connections N]
     echo_server.py start  --pid-file F --log-file F [the same]    returns once it accepts, or fails
     echo_server.py status --pid-file F                            JSON; exit 3 if it is not running
     echo_server.py reload --pid-file F                            new code, no connection lost
     echo_server.py stop   --pid-file F
 
 Signals to the supervisor (the pid in the pid file): TERM and INT stop gracefully, QUIT stops at once,
-HUP reloads the code, USR1 reopens the log. Exit status: 0 fine, 1 an error (one sentence on stderr),
-3 not running.
+HUP reloads the code, USR1 reopens the log, TTIN and TTOU add and remove a worker. Exit status: 0 fine, 1 an error
+(one sentence on stderr), 3 not running, 70 a defect.
 """
 
 import argparse
@@ -19,18 +19,38 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, Optional
+import traceback
+from typing import Any, Dict, List, Optional, Tuple
 
 import echo_counters
 import echo_log
+import echo_notify
 import echo_reload
 import echo_supervisor
 import echo_worker
 from daemon import DaemonError, PidFile, Readiness, process_start_time, start_daemon
 from echo_plan import MAX_WORKERS, Options
 from echo_supervisor import Supervisor, counters_path
+from echo_worker import PROTOCOLS
 
 NOT_RUNNING = 3
+MAX_BUFFERED = 64 << 20
+BROKEN = 70  # exit status of `run` after a defect (EX_SOFTWARE): systemd restarts it then, and not after a refusal
+_TOTALS = (
+    *(
+        "connections",
+        "accepted",
+        "echoes",
+        "bytes",
+        "backpressured",
+        "buffered",
+        "full",
+        "times_full",
+        "resets",
+        "errors",
+    ),
+    *("idle_closed", "bad_requests"),
+)
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 RELOAD_SECONDS = 60.0
@@ -82,8 +102,9 @@ def status(pid_file: str) -> Optional[Dict[str, Any]]:
     """Return the state of the server with this pid file, None if none runs (or it is just starting).
 
     Keys: running, pid, started, version, options, listening, backlog, capacity, nofile, connections,
-    accepted, echoes, bytes, backpressured, resets, errors, note, log_file, workers. Nothing is asked of the
-    server: all is read from its shared counters, so this works however busy it is.
+    accepted, echoes, bytes, backpressured, buffered, full, times_full, resets, errors, errors_by_errno,
+    idle_closed, bad_requests, manager, note, log_file, workers. Nothing is asked of the server: all is read from
+    its shared counters, so this works however busy it is.
     """
     pid = PidFile.read(pid_file)
     if pid is None:
@@ -95,12 +116,16 @@ def status(pid_file: str) -> Optional[Dict[str, Any]]:
     header, workers = table["header"], table["workers"]
     if header.pop("pid") != pid:
         return None
-    del header["slots"]
     state = {"running": True, "pid": pid}  # type: Dict[str, Any]
     state.update(header)
     state["capacity"] = sum(w["limit"] for w in workers)
-    for total in ("connections", "accepted", "echoes", "bytes", "backpressured", "resets", "errors"):
+    for total in _TOTALS:
         state[total] = sum(w[total] for w in workers)
+    by_errno = {}  # type: Dict[str, int]
+    for w in workers:
+        for name, count in w["errors_by_errno"].items():
+            by_errno[name] = by_errno.get(name, 0) + count
+    state["errors_by_errno"] = by_errno
     state["workers"] = workers
     return state
 
@@ -174,6 +199,27 @@ def _number(least: int, most: int) -> Any:
     return parse
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (value == 0 or 1 <= value <= 10**7):  # NaN is neither
+        raise argparse.ArgumentTypeError("%r is not a number of seconds (0: never; else at least 1)" % text)
+    return value
+
+
+def _keepalive(text: str) -> Tuple[int, ...]:
+    """Parse IDLE[,INTERVAL[,COUNT]]; the kernel's ranges are those of tcp(7)."""
+    if text == "0":
+        return ()
+    given = text.split(",")
+    bounds = (32767, 32767, 127)[: len(given)]
+    if len(given) > 3 or not all(one.isdigit() and 1 <= int(one) <= bounds[n] for n, one in enumerate(given)):
+        raise argparse.ArgumentTypeError("%r is not IDLE[,INTERVAL[,COUNT]] in seconds, or 0" % text)
+    return tuple(int(one) for one in given) + (10, 5)[len(given) - 1 :]
+
+
 def _workers(text: str) -> Optional[int]:
     return None if text == "auto" else _number(1, MAX_WORKERS)(text)
 
@@ -187,6 +233,29 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
         p.add_argument("--port", type=_number(0, 65535), default=1883, help="default 1883; 0: any free one")
         p.add_argument("--workers", type=_workers, default=None, metavar="auto|N", help="default auto")
         p.add_argument("--max-connections", type=_number(1, 10**9), default=None, metavar="N")
+        p.add_argument("--mode", choices=sorted(PROTOCOLS), default="echo", help="default echo; http: always 200")
+        p.add_argument("--user", metavar="USER[:GROUP]", help="workers run as this user; needs root")
+        p.add_argument(
+            "--idle-timeout",
+            type=_seconds,
+            default=0.0,
+            metavar="S",
+            help="end silent connections; default 0: no",
+        )
+        p.add_argument(
+            "--keepalive",
+            type=_keepalive,
+            default=(),
+            metavar="IDLE[,EVERY,COUNT]",
+            help="let the kernel probe silent peers (seconds, seconds, probes); default 0: off",
+        )
+        p.add_argument(
+            "--max-buffered",
+            type=_number(65536, 10**12),
+            default=MAX_BUFFERED,
+            metavar="BYTES",
+            help="held for slow peers by all workers together; default 64 MiB",
+        )
         p.add_argument("--pid-file", required=name == "start", metavar="F")
         p.add_argument("--log-file", required=name == "start", metavar="F")
     helps = {"status": "print the state as JSON", "reload": "run new code", "stop": "stop the daemon"}
@@ -229,11 +298,20 @@ def main(argv: List[str]) -> int:
             max_connections=a.max_connections,
             pid_file=os.path.abspath(a.pid_file) if a.pid_file else None,
             log_file=os.path.abspath(a.log_file) if a.log_file else None,
+            mode=a.mode,
+            user=a.user,
+            idle_timeout=a.idle_timeout,
+            keepalive=a.keepalive,
+            max_buffered=a.max_buffered,
         )
         return run(options) if a.command == "run" else start(options)
     except DaemonError as e:
         print("echo_server.py: %s" % e, file=sys.stderr)
+        echo_notify.notify("STATUS=%s" % e)
         return 1
+    except Exception:
+        traceback.print_exc()
+        return BROKEN
 
 
 if __name__ == "__main__":

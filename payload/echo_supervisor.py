@@ -12,17 +12,21 @@ import signal
 import socket
 import time
 import traceback
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
+import echo_handover
+import echo_identity
 import echo_log
+import echo_notify
 import nofile
 from daemon import DaemonError, PidFile
-from echo_counters import Counters
+from echo_connection import set_keepalive
+from echo_counters import SLOTS, Counters
 from echo_log import log
-from echo_plan import Options, Plan, PlanError, make_plan
+from echo_plan import MAX_WORKERS, Options, Plan, PlanError, make_plan
 from echo_port import port_owner
 from echo_reload import exec_in_place, probe, read_state
-from echo_worker import BOOT_ERROR, DRAIN_SECONDS, Worker, WorkerSetup
+from echo_worker import BOOT_ERROR, DRAIN_SECONDS, LEAVE, Worker, WorkerSetup, nudge
 
 BOOT_SECONDS = 20.0  # a worker that is not ready by then counts as failed
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0  # seconds until a dead worker is replaced: doubles each time
@@ -32,7 +36,7 @@ WATCH_SECONDS = 1.0  # how long a connection may wait for a worker that was woke
 
 RESUME_OPTION = "--resume-supervisor"
 
-_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "CHLD")
+_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "TTIN", "TTOU", "CHLD")
 
 
 class Supervisor:
@@ -50,6 +54,7 @@ class Supervisor:
         self._born = {}  # type: Dict[int, float]  # slot -> when its worker was started
         self._failures = {}  # type: Dict[int, int]  # slot -> deaths in a row
         self._respawn_at = {}  # type: Dict[int, float]
+        self._leaving: Set[int] = set()  # slots whose workers have been told to leave
         self._stopping = False
 
     def run(self, ready: Callable[[str], None]) -> int:
@@ -65,6 +70,7 @@ class Supervisor:
             message = self._describe()
             log(message)
             ready(message)
+            echo_notify.notify("READY=1", "STATUS=" + message)
             return self._live()
         finally:
             self._end(pid_file)
@@ -101,12 +107,10 @@ class Supervisor:
         poll.register(self.listener.fileno(), select.POLLIN)
         if poll.poll(0):
             columns = self.counters.columns
-            for slot, nudge in enumerate(self._nudges_out):
-                if columns["pid"][slot] and not columns["full"][slot]:
-                    try:
-                        os.write(nudge, b"n")
-                    except BlockingIOError:
-                        pass  # it has not read the earlier ones
+            for pid, slot in self._pids.items():
+                # Only one that has booted: before that it has no handler, and needs no waking.
+                if columns["pid"][slot] == pid and not columns["full"][slot] and slot not in self._leaving:
+                    nudge(pid)
 
     def _end(self, pid_file: Optional[PidFile]) -> None:
         self._kill_all()
@@ -118,26 +122,31 @@ class Supervisor:
     # -- boot --------------------------------------------------------------------------------------------
 
     def _boot(self) -> None:
-        self.plan = self._plan()
+        self._identity = echo_identity.find(self.options.user) if self.options.user else None
+        self.nofile = nofile.raise_nofile(nofile.reachable())
+        self.plan = self._plan(self.options.workers)
+        if self.plan.note:
+            log(self.plan.note)
         self.listener = _bind(self.options.bind, self.options.port)
+        set_keepalive(self.listener, self.options.keepalive)
         slots = len(self.plan.limits)
         path = counters_path(self.options.pid_file) if self.options.pid_file else None
         try:
-            self.counters = Counters.create(slots, path)
+            self.counters = Counters.create(path)
         except OSError as e:
             raise DaemonError("cannot write %s: %s" % (path, e.strerror))
         for slot, limit in enumerate(self.plan.limits):
             self.counters.columns["limit"][slot] = limit
+        self.counters.globals[SLOTS] = slots
         # Workers have the read end: when the supervisor is gone, however it ended, they see the end of it.
         self._lifeline_in, self._lifeline_out = os.pipe()
         self._ready_in, self._ready_out = os.pipe()
-        nudges = [os.pipe() for _ in range(slots)]
-        self._nudges_in = [r for r, _ in nudges]
-        self._nudges_out = [w for _, w in nudges]
-        for fd in [self._ready_in, *self._nudges_in, *self._nudges_out]:
-            os.set_blocking(fd, False)
+        os.set_blocking(self._ready_in, False)
+        self._handover_in, self._handover_out = echo_handover.pair()
         self._catch_signals()
         self.counters.write_header(self._header())
+        if self.options.log_file:
+            self._give_log_to_workers()
         for slot in range(slots):
             self._spawn(slot)
         self._await_workers(slots)
@@ -151,18 +160,11 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_out)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
-    def _plan(self) -> Plan:
-        o = self.options
-        most = nofile.reachable()
+    def _plan(self, workers: Optional[int]) -> Plan:
         try:
-            plan = make_plan(len(os.sched_getaffinity(0)), most, o.workers, o.max_connections)
+            return make_plan(len(os.sched_getaffinity(0)), self.nofile, workers, self.options.max_connections)
         except PlanError as e:
             raise DaemonError(str(e))
-        # Without a wish for the number of connections, everything that can be had is wanted.
-        self.nofile = nofile.raise_nofile(plan.nofile if o.max_connections else most)
-        if plan.note:
-            log(plan.note)
-        return plan
 
     def _await_workers(self, count: int) -> None:
         deadline = time.monotonic() + BOOT_SECONDS
@@ -174,7 +176,7 @@ class Supervisor:
                 if name == "CHLD":
                     for slot, status in self._reap():
                         raise DaemonError("worker %d failed to start: %s" % (slot, _how(status)))
-                elif name not in ("USR1", "HUP"):
+                elif name in ("TERM", "INT", "QUIT"):
                     raise DaemonError("stopped by SIG%s while starting" % name)
             if time.monotonic() > deadline:
                 raise DaemonError("the workers were not ready within %g s" % BOOT_SECONDS)
@@ -188,13 +190,17 @@ class Supervisor:
             "started": self.started,
             "reload": self._reloads,
             "version": self.version,
-            "slots": len(self.plan.limits),
+            "manager": "systemd" if echo_notify.is_asked_for() else "none",
             "options": {
                 "bind": o.bind,
                 "port": o.port,
-                "mode": "echo",
+                "mode": o.mode,
                 "workers": "auto" if o.workers is None else o.workers,
                 "max_connections": o.max_connections,
+                "user": o.user,
+                "idle_timeout": o.idle_timeout,
+                "keepalive": list(o.keepalive),
+                "max_buffered": o.max_buffered,
             },
             "listening": ["%s:%d" % (host, address[1])],
             "backlog": _backlog(),
@@ -205,14 +211,16 @@ class Supervisor:
 
     def _describe(self) -> str:
         header = self._header()
-        return "listening on %s: %d workers for %d connections (open files %d, accept queue %d)%s" % (
+        return "listening on %s: %s (open files %d, accept queue %d)%s" % (
             ", ".join(header["listening"]),  # type: ignore
-            len(self.plan.limits),
-            sum(self.plan.limits),
+            self._capacity(),
             self.nofile,
             _backlog(),
             "; " + self.plan.note if self.plan.note else "",
         )
+
+    def _capacity(self) -> str:
+        return "%d workers for %d connections" % (len(self.plan.limits), sum(self.plan.limits))
 
     # -- the main loop's parts ---------------------------------------------------------------------------
 
@@ -237,6 +245,7 @@ class Supervisor:
     def handle_term(self) -> None:
         """Graceful stop: workers answer what has arrived and end."""
         log("stopping")
+        echo_notify.notify("STOPPING=1")
         self._stop(signal.SIGTERM, DRAIN_SECONDS + 2.0)
 
     def handle_int(self) -> None:
@@ -251,14 +260,16 @@ class Supervisor:
     def handle_hup(self) -> None:
         """Reload: this process and then each worker executes the program's present files in place."""
         self._reloads["attempts"] += 1
-        error = probe(self.program)
+        error = probe(self.program, self._identity)
         if error is None:
             log("reloading")
+            echo_notify.reloading()
             try:
                 exec_in_place(self.program, RESUME_OPTION, self._state(), (self._wake_in, self._wake_out))
             except OSError as e:
                 error = "cannot run the new code: %s" % e.strerror
         log("not reloaded: %s" % error)
+        echo_notify.notify("READY=1", "STATUS=not reloaded: %s" % error)
         self._reloads["error"] = error
         self.counters.write_header(self._header())
 
@@ -266,11 +277,63 @@ class Supervisor:
         """Reopen the log (after a rotation), here and in the workers."""
         if self.options.log_file:
             echo_log.reopen(self.options.log_file)
+            self._give_log_to_workers()
         self._signal_all(signal.SIGUSR1)
+
+    def handle_ttin(self) -> None:
+        """One worker more."""
+        active = self._active()
+        if len(active) >= MAX_WORKERS:
+            log("no more workers: %d is the most" % MAX_WORKERS)
+            return
+        slot = next(n for n in range(MAX_WORKERS) if n not in active and n not in self._leaving)
+        self._set_workers([*active, slot])
+        self._spawn(slot)
+
+    def handle_ttou(self) -> None:
+        """One worker less: it hands its connections over and ends; what the others cannot take stays with it."""
+        active = self._active()
+        if len(active) == 1:
+            log("the last worker stays")
+            return
+        slot = active[-1]
+        self._respawn_at.pop(slot, None)
+        self.counters.columns["leaving"][slot] = 1
+        self._set_workers(active[:-1])
+        for pid in [pid for pid, its in self._pids.items() if its == slot]:
+            self._leaving.add(slot)
+            os.kill(pid, LEAVE)
+
+    def _active(self) -> List[int]:
+        """Return the slots that have a worker, or will have one again, and keep it."""
+        found = set(self._pids.values()) | set(self._respawn_at)
+        return sorted(found - self._leaving)
+
+    def _set_workers(self, slots: List[int]) -> None:
+        """Share the connections out anew over the workers of these slots."""
+        columns = self.counters.columns
+        self.plan = self._plan(len(slots))
+        limits = {slot: self.plan.limits[n] for n, slot in enumerate(sorted(slots))}
+        self._count_slots(slots)
+        for slot in range(self.counters.globals[SLOTS]):
+            columns["limit"][slot] = limits.get(slot, 0)
+        self.counters.write_header(self._header())
+        log("%s%s" % (self._capacity(), "; " + self.plan.note if self.plan.note else ""))
+        for pid, slot in self._pids.items():
+            if columns["pid"][slot] == pid:
+                nudge(pid)  # one that was full may take connections now
+
+    def _count_slots(self, slots: List[int]) -> None:
+        self.counters.globals[SLOTS] = max([*slots, *self._pids.values()]) + 1
 
     def handle_chld(self) -> None:
         """Plan the replacement of dead workers."""
         for slot, status in self._reap():
+            if slot in self._leaving:
+                self._leaving.remove(slot)
+                log("worker %d has left (%s)" % (slot, _how(status)))
+                self._count_slots(self._active())
+                continue
             lived = time.monotonic() - self._born[slot]
             failures = 0 if lived > HEALTHY_SECONDS else self._failures.get(slot, 0)
             delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
@@ -299,6 +362,14 @@ class Supervisor:
                 del self._respawn_at[slot]
                 self._spawn(slot)
 
+    def _give_log_to_workers(self) -> None:
+        """Let the user that the workers run as reopen the log; it was created by ours."""
+        if self._identity is not None:
+            try:
+                os.fchown(2, self._identity.uid, self._identity.gid)
+            except OSError as e:
+                log("cannot give the log to user %s: %s" % (self._identity.name, e.strerror))
+
     def _spawn(self, slot: int) -> None:
         """Fork the worker of `slot`."""
         self._born[slot] = time.monotonic()
@@ -321,20 +392,23 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            others = [fd for i, fd in enumerate(self._nudges_in) if i != slot]
-            for fd in [self._lifeline_out, self._ready_in, self._wake_in, self._wake_out, *others]:
+            for fd in (self._lifeline_out, self._ready_in, self._wake_in, self._wake_out):
                 os.close(fd)
+            if self._identity is not None:
+                echo_identity.become(self._identity)
             setup = WorkerSetup(
                 slot=slot,
-                slots=len(self.plan.limits),
                 listener=self.listener.detach(),
                 family=int(self.listener.family),
                 lifeline=self._lifeline_in,
                 ready=self._ready_out,
-                nudges_in=self._nudges_in,
-                nudges_out=self._nudges_out,
+                handover_in=self._handover_in,
+                handover_out=self._handover_out,
                 counters=self.counters.fd,
                 log_file=self.options.log_file,
+                mode=self.options.mode,
+                idle_timeout=self.options.idle_timeout,
+                max_buffered=max(1, self.options.max_buffered // len(self.plan.limits)),
                 program=self.program,
             )
             worker = Worker(setup)
@@ -359,8 +433,8 @@ class Supervisor:
             "counters": self.counters.fd,
             "lifeline": [self._lifeline_in, self._lifeline_out],
             "ready": [self._ready_in, self._ready_out],
-            "nudges_in": self._nudges_in,
-            "nudges_out": self._nudges_out,
+            "handover": [self._handover_in, self._handover_out],
+            "leaving": sorted(self._leaving),
             "pids": list(self._pids.items()),
             "born": list(self._born.items()),
             "failures": list(self._failures.items()),
@@ -371,10 +445,12 @@ class Supervisor:
         self.plan = Plan(**state["plan"])
         self.nofile = state["nofile"]
         self.listener = socket.socket(state["family"], socket.SOCK_STREAM, 0, state["listener"])
-        self.counters = Counters(state["counters"], len(self.plan.limits))
+        self.counters = Counters(state["counters"])
         self._lifeline_in, self._lifeline_out = state["lifeline"]
         self._ready_in, self._ready_out = state["ready"]
-        self._nudges_in, self._nudges_out = state["nudges_in"], state["nudges_out"]
+        self._handover_in, self._handover_out = state["handover"]
+        self._leaving = set(state["leaving"])
+        self._identity = echo_identity.find(self.options.user) if self.options.user else None
         self._pids, self._born = dict(state["pids"]), dict(state["born"])
         self._failures, self._respawn_at = dict(state["failures"]), dict(state["respawn_at"])
         self.started, self._reloads = state["started"], state["reload"]
@@ -400,11 +476,12 @@ class Supervisor:
                     self.handle_chld()
                 if self._stop_is_asked() or time.monotonic() > deadline:
                     break
-            if generations[slot] == before:
+            if generations[slot] == before and pid in self._pids:
                 error = "worker %d did not reload" % slot
         self._reloads["at"], self._reloads["error"] = _now(), error
         self.counters.write_header(self._header())
         log(error or "reloaded: version %s" % self.version)
+        echo_notify.notify("READY=1", "STATUS=" + (error or self._describe()))
 
     def _stop_is_asked(self) -> bool:
         return any(name in self._queue for name in ("TERM", "INT", "QUIT"))
