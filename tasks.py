@@ -180,15 +180,23 @@ def windows_tuning(options: Options, out: str = "", connections: str = "", force
         "bind": "address to listen on (0.0.0.0)",
         "max_connections": "connections it must be able to hold (262144)",
         "workers": "processes (auto: as CPUs and nofile demand)",
+        "mode": "echo, or http: 200 to every request (echo)",
+        "manager": "who minds it: systemd, daemon, or auto: systemd where it runs (auto)",
     }
 )
 def deploy_server(
-    options: Options, port: str = "", bind: str = "", max_connections: str = "", workers: str = ""
+    options: Options,
+    port: str = "",
+    bind: str = "",
+    max_connections: str = "",
+    workers: str = "",
+    mode: str = "",
+    manager: str = "",
 ) -> Answer:
-    """Start the echo server as a daemon on group `server`; unchanged when it already runs as asked."""
+    """Start the echo server on group `server`; unchanged when it already runs as asked."""
     from tcpfleet import plays
 
-    return plays.deploy_server(options, port, bind, max_connections, workers)
+    return plays.deploy_server(options, port, bind, max_connections, workers, mode, manager)
 
 
 @task()
@@ -197,6 +205,22 @@ def server_status(options: Options) -> Answer:
     from tcpfleet import deploy
 
     return deploy.status_task(options)
+
+
+@task(help={"lines": "how many of the last lines (10)", "follow": "and what comes, until Ctrl-C"})
+def server_log(options: Options, lines: str = "10", follow: bool = False) -> Answer:
+    """Show the end of the servers' logs, also across a rotation."""
+    from tcpfleet import deploy
+
+    return deploy.log_task(options, lines, follow=follow)
+
+
+@task()
+def reload_server(options: Options) -> Answer:
+    """Have the servers execute the files on their hosts anew; no connection is refused or lost."""
+    from tcpfleet import deploy
+
+    return deploy.reload_task(options)
 
 
 @task()

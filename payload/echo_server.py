@@ -24,6 +24,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import echo_counters
 import echo_log
+import echo_logind
 import echo_notify
 import echo_reload
 import echo_supervisor
@@ -95,6 +96,9 @@ def start(options: Options) -> int:
     if not result.ok:
         raise DaemonError(result.message)
     print("pid %d: %s" % (result.pid, result.message))
+    warning = echo_logind.warning()
+    if warning:
+        print("warning: %s" % warning)
     return 0
 
 

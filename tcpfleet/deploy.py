@@ -1,4 +1,4 @@
-"""The echo server on the hosts: deploy, status, stop, and looking at it while a load runs.
+"""The echo server on the hosts: deploy, status, log, reload, and looking at it while a load runs.
 
 `inv deploy-server` and `inv stop-server` are playbooks (playbooks/deploy-server.yml, stop-server.yml); this module
 chooses their variables. The server's own word, `echo_server.py status`, is what all else is built on.
@@ -10,10 +10,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import HostFailed, worst
+from tcpfleet.errors import BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tcpfleet.link import Session
 
 # Where playbooks/deploy-server.yml puts things unless the inventory says otherwise under these names.
@@ -44,18 +46,26 @@ def observe(session: Session, port: int) -> dict[str, Any]:
     return {"status": "ok", "observation": result["observation"], "raw": result["raw"]}
 
 
+def _script(session: Session) -> str:
+    return f"{place(session, 'server_dir')}/echo_server.py"
+
+
+def _program(session: Session, command: str) -> list[str]:
+    """The argv of a command about the server that runs on this host."""
+    python = [session.hello["executable"], "-E", "-s", "-S"]
+    return [*python, _script(session), command, "--pid-file", place(session, "server_pid_file")]
+
+
 def server_status(session: Session) -> dict[str, Any]:
     """`echo_server.py status` of a host: its JSON, or {"running": False} where none runs or none is deployed.
 
     :raises HostFailed: the program is there and cannot say.
     """
-    program = f"{place(session, 'server_dir')}/echo_server.py"
+    program = _script(session)
     there = session.call("stat", {"path": program}, become=session.become)
     if not there.get("failed") and not there["stat"]["exists"]:
         return {"running": False, "reason": f"not deployed: there is no {program}"}
-    argv = [session.hello["executable"], "-E", "-s", "-S", program, "status"]
-    argv += ["--pid-file", place(session, "server_pid_file")]
-    result = session.call("command", {"argv": argv}, become=session.become)
+    result = session.call("command", {"argv": _program(session, "status")}, become=session.become)
     if result.get("rc") == NOT_RUNNING:
         return {"running": False, "reason": "not running"}
     try:
@@ -102,20 +112,117 @@ def _say_status(options: Options, outcome: Outcome[dict[str, Any]]) -> None:
             f"{', '.join(status['listening'])}; {status['connections']:,} connections of {status['capacity']:,}, "
             f"{status['accepted']:,} accepted; nofile {status['nofile']:,}; version {status['version']}"
         )
-        for worker in status["workers"]:
-            options.say(
-                f"  worker {worker['pid']}: {worker['connections']:,} of {worker['limit']:,} connections, "
-                f"{worker['accepted']:,} accepted, {worker['echoes']:,} echoes"
-            )
+        for line in worker_table(status["workers"]):
+            options.say(f"  {line}")
+
+
+def worker_table(workers: list[dict[str, Any]]) -> list[str]:
+    """The workers of a status as lines of a table, the heading first.
+
+    >>> row = {"pid": 7, "connections": 1500, "limit": 2000, "accepted": 1501, "echoes": 9, "bytes": 2048}
+    >>> row |= {"backpressured": 0, "full": 1, "leaving": 0, "errors_by_errno": {"ECONNRESET": 2}}
+    >>> print("\\n".join(worker_table([row])))
+    worker  connections  limit  accepted  echoes  bytes  slow readers  state  errors
+         7        1,500  2,000     1,501       9  2,048             0  full   ECONNRESET 2
+    """
+    head = ["worker", "connections", "limit", "accepted", "echoes", "bytes", "slow readers", "state", "errors"]
+    rows = [head]
+    for w in workers:
+        state = "leaving" if w.get("leaving") else "full" if w["full"] else "-" if w["pid"] else "starting"
+        errors = ", ".join(f"{name} {count:,}" for name, count in w.get("errors_by_errno", {}).items()) or "-"
+        counts = [w[key] for key in ("connections", "limit", "accepted", "echoes", "bytes", "backpressured")]
+        rows.append([str(w["pid"]), *(f"{count:,}" for count in counts), state, errors])
+    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    texts = ("state", "errors")
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if name in texts else f"{cell:>{width}}"
+            for name, cell, width in zip(head, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def log_task(options: Options, lines: str, *, follow: bool) -> Answer:
+    """The end of each server's log and, with `follow`, what comes until Ctrl-C; each line after its host's name.
+
+    :param lines: how many of the last lines, 0 to 10000.
+    :raises BadInput: what is no such number; --follow with --json, which has one object at the end.
+    """
+    if follow and options.json:
+        raise BadInput("--follow goes on until it is interrupted, --json prints one object at the end: choose one")
+    wanted = number("--lines", lines, 0, 10000)
+    hosts = options.select("server")
+    width = max(len(host.name) for host in hosts)
+
+    def show(news: tuple[str, list[str]]) -> None:
+        for line in news[1]:
+            options.say(f"{news[0]:{width}}  {line}")
+
+    def read(session: Session, tell: Callable[[tuple[str, list[str]]], None]) -> list[str]:
+        name = session.host.name
+        result = session.call(
+            "follow",
+            {"path": place(session, "server_log_file"), "lines": wanted, "follow": follow},
+            become=session.become,
+            on_progress=lambda data: tell((name, data["lines"])),
+        )
+        if result.get("failed"):
+            raise HostFailed(str(result.get("msg")))
+        if not follow:
+            tell((name, result["lines"]))
+        return list(result["lines"])
+
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(
+            read, on_news=show, on_outcome=lambda outcome: _say_error(options, outcome), at_once=follow
+        )
+    data = {n: {"lines": o.value} if o.error is None else {"error": o.error} for n, o in outcomes.items()}
+    return Answer({"servers": data}, worst(exit_codes(outcomes)))
+
+
+def reload_task(options: Options) -> Answer:
+    """Each server executes the files that are on its host now; connections stay."""
+    hosts = options.select("server")
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(_reload, on_outcome=lambda outcome: _say_error(options, outcome, outcome.value))
+    data = {
+        n: {"reloaded": True, "message": o.value} if o.error is None else {"reloaded": False, "error": o.error}
+        for n, o in outcomes.items()
+    }
+    return Answer({"servers": data}, worst(exit_codes(outcomes)))
+
+
+def _reload(session: Session) -> str:
+    state = server_status(session)
+    if not state["running"]:
+        raise HostFailed(str(state["reason"]))
+    result = session.call("command", {"argv": _program(session, "reload")}, become=session.become)
+    if result.get("failed") or result.get("rc"):
+        said = str(result.get("stderr") or result.get("msg"))
+        raise HostFailed(said.removeprefix("echo_server.py: "))
+    return str(result["stdout"])
+
+
+def _say_error(options: Options, outcome: Outcome[Any], otherwise: str | None = None) -> None:
+    text = f"{outcome.status}: {outcome.error}" if outcome.error is not None else otherwise
+    if text is not None:
+        options.say(f"{outcome.host.name}: {text}")
 
 
 def variables(**asked: str) -> dict[str, Any]:
-    """--port and the like as variables of the playbook; what was not asked keeps the playbook's own default."""
-    limits = {"server_port": (1, 65535), "server_max_connections": (1, 10**8), "server_workers": (1, 4096)}
+    """--port and the like as variables of the playbook; what was not asked keeps the playbook's own default.
+
+    :raises BadInput: a value that the option cannot have.
+    """
+    limits = {"server_port": (1, 65535), "server_max_connections": (1, 10**8), "server_workers": (1, 512)}
+    choices = {"server_mode": ("echo", "http"), "server_manager": ("auto", "systemd", "daemon")}
     found: dict[str, Any] = {}
     for name, value in asked.items():
+        option = "--" + name.removeprefix("server_").replace("_", "-")
+        if value and value not in choices.get(name, (value,)):
+            raise BadInput(f"{option} {value!r} is none of {', '.join(choices[name])}")
         if not value or value == "auto":
             continue
-        option = "--" + name.removeprefix("server_").replace("_", "-")
         found[name] = number(option, value, *limits[name]) if name in limits else value
     return found

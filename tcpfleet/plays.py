@@ -132,11 +132,22 @@ def _show(
 
 
 def deploy_server(
-    options: Options, port: str = "", bind: str = "", max_connections: str = "", workers: str = ""
+    options: Options,
+    port: str = "",
+    bind: str = "",
+    max_connections: str = "",
+    workers: str = "",
+    mode: str = "",
+    manager: str = "",
 ) -> Answer:
     """playbooks/deploy-server.yml on group `server`."""
     extra = deploy.variables(
-        server_port=port, server_bind=bind, server_max_connections=max_connections, server_workers=workers
+        server_port=port,
+        server_bind=bind,
+        server_max_connections=max_connections,
+        server_workers=workers,
+        server_mode=mode,
+        server_manager=manager,
     )
     return _on_servers(options, "deploy-server.yml", extra)
 

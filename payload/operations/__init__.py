@@ -26,6 +26,7 @@ TABLE = {
     "copy_tree": "copy_tree",
     "fetch": "fetch",
     "file": "file",
+    "follow": "follow",
     "handlers": "handlers",
     "lineinfile": "lineinfile",
     "pam_limits": "pam_limits",

@@ -27,8 +27,11 @@ TUNE_FILES = (
 )
 UNTUNE = f"rm -rf {' '.join(TUNE_FILES)}; systemctl daemon-reload; {UNTUNED}"
 UNDEPLOY = (
+    "systemctl disable --now tcpfleet-echo.service >/dev/null 2>&1; "
     "python3 /opt/tcpfleet/echo_server.py stop --pid-file /run/tcpfleet-echo.pid >/dev/null 2>&1; "
-    "rm -rf /opt/tcpfleet /run/tcpfleet-echo.pid /var/log/tcpfleet-echo.log; true"
+    "rm -rf /opt/tcpfleet /run/tcpfleet-echo.pid /var/log/tcpfleet-echo.log; "
+    "rm -f /etc/systemd/system/tcpfleet-echo.service; systemctl daemon-reload; "
+    "systemctl reset-failed tcpfleet-echo.service 2>/dev/null; true"
 )
 
 # They say process numbers and times.

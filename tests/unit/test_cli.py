@@ -53,9 +53,16 @@ def test_the_list_has_every_task_with_a_sentence() -> None:
     listed = json.loads(invoke("--list", "--list-format", "json").stdout)
     names = {task["name"]: task["help"] for task in listed["tasks"]}
     assert {"lab-up", "lab-down", "lab-status", "ping", "facts", "inventory", "play", "tune"} <= set(names)
-    assert {"deploy-server", "server-status", "stop-server", "stress", "stress-status", "stop-stress"} <= set(
-        names
-    )
+    assert {
+        "deploy-server",
+        "server-status",
+        "server-log",
+        "reload-server",
+        "stop-server",
+        "stress",
+        "stress-status",
+        "stop-stress",
+    } <= set(names)
     assert {"collect-report", "demo", "test", "lint"} <= set(names)
     assert all(len(text) > 20 for text in names.values())
 
