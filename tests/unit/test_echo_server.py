@@ -760,7 +760,7 @@ def test_new_options_that_cannot_be(options: list[str], sentence: str, server: S
     assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_keepalive_and_no_delay_reach_the_connections(server: Server) -> None:
+def test_keepalive_reaches_the_connections(server: Server) -> None:
     server.started("--keepalive", "60,7,3")
     assert server.status()["options"]["keepalive"] == [60, 7, 3]
     client = server.connect()
