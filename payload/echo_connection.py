@@ -15,15 +15,16 @@ CLOSE = 1  # it is closed: the peer has all it asked for
 LINGER = 2  # our side is shut and input is thrown away: closing at once would reset what the peer has yet to read
 
 _HEAD = struct.Struct("!BQII")  # ending, skip, bytes of rest, bytes unsent
-_TCP_INFO_SIZE = 104
-_LAST_DATA_RECV = struct.Struct("=I")  # tcpi_last_data_recv, milliseconds (linux/tcp.h)
-_LAST_DATA_RECV_AT = 52
+# Of struct tcp_info (linux/tcp.h): tcpi_last_data_recv in milliseconds; tcpi_bytes_acked, since Linux 4.1
+_LAST_DATA_RECV, _LAST_DATA_RECV_AT = struct.Struct("=I"), 52
+_BYTES_ACKED, _BYTES_ACKED_AT = struct.Struct("=Q"), 120
+_TCP_INFO_SIZE = 128
 
 
 class Busy:
     """State of a connection that is not idle."""
 
-    __slots__ = ("ending", "rest", "since", "skip", "unsent", "waits")
+    __slots__ = ("acked", "ending", "rest", "since", "skip", "unsent", "waits")
 
     def __init__(self, unsent: bytes = b"", rest: bytes = b"", skip: int = 0, ending: int = OPEN) -> None:
         self.unsent = unsent  # to be written before anything more is read
@@ -31,7 +32,8 @@ class Busy:
         self.skip = skip  # mode http: bytes of a request's body still to come
         self.ending = ending
         self.waits = False  # epoll reports when it can be written, not what comes in
-        self.since = time.monotonic()  # when it last got on: bytes written, head begun, our side shut
+        self.since = time.monotonic()  # when it began; or, looked at now and then, when the peer last took bytes
+        self.acked = 0  # bytes that the peer's kernel had taken at the last look
 
     def size(self) -> int:
         """Return how many bytes are held for the connection."""
@@ -50,17 +52,18 @@ class Busy:
         return cls(data[at + rest : at + rest + unsent], data[at : at + rest], skip, ending)
 
 
-def silent_seconds(fd: int, family: int) -> float:
-    """Return for how long the peer has sent nothing (since it connected, if it never did).
+def activity(fd: int, family: int) -> Tuple[float, int]:
+    """Return (for how long the peer has sent nothing, in seconds; bytes that its kernel has taken in all).
 
-    The kernel knows this for every connection, so an idle timeout costs nothing per message.
+    The kernel counts both for every connection, so an idle timeout costs nothing per message.
     """
     s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
     try:
         info = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
     finally:
         s.detach()
-    return _LAST_DATA_RECV.unpack_from(info, _LAST_DATA_RECV_AT)[0] / 1000.0  # type: ignore
+    acked = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0] if len(info) >= _TCP_INFO_SIZE else 0
+    return _LAST_DATA_RECV.unpack_from(info, _LAST_DATA_RECV_AT)[0] / 1000.0, acked
 
 
 def shut_write(fd: int, family: int) -> None:

@@ -143,7 +143,7 @@ def http_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
 
     A request counts as an echo in the worker's counters.
     """
-    read, write, slot = os.read, os.write, worker.slot
+    read, write, slot = worker.read, os.write, worker.slot
     special, attend, close = worker.special, worker.attend, worker.close
     echo_cell, byte_cell = worker.columns["echoes"], worker.columns["bytes"]
     careful_read: Any = worker.careful_read
@@ -203,7 +203,7 @@ def settle(worker: "Worker", fd: int, busy: Busy, bad: bool) -> None:
 def http_go_on(worker: "Worker", fd: int, busy: Busy) -> None:
     """More has come on a connection with half a request, or with one whose body is still being skipped."""
     try:
-        data = os.read(fd, READ_SIZE)
+        data = worker.read(fd, READ_SIZE)
     except BlockingIOError:
         return
     except OSError as e:

@@ -7,7 +7,7 @@ looked at once in a quarter of the timeout.
 import time
 from typing import Dict, List, Optional
 
-from echo_connection import Busy, silent_seconds
+from echo_connection import Busy, activity
 
 PASSES = 4  # looks at each connection within one timeout: it is closed at most a quarter later
 TICK_SECONDS = 0.25  # how often a part is looked at
@@ -42,8 +42,10 @@ class IdleSweep:
         return found
 
     def _is_idle(self, fd: int, now: float, busy: Optional[Busy]) -> bool:
-        if busy is not None and now - busy.since < self._timeout:
-            return False
-        if busy is not None and busy.rest:
-            return True
-        return silent_seconds(fd, self._family) >= self._timeout
+        silent, acked = activity(fd, self._family)
+        if busy is not None:
+            if busy.waits and acked != busy.acked:
+                busy.acked, busy.since = acked, now
+            if now - busy.since < self._timeout or busy.rest:
+                return now - busy.since >= self._timeout
+        return silent >= self._timeout

@@ -25,6 +25,7 @@ Options = NamedTuple(
         ("user", Optional[str]),  # USER[:GROUP] that workers run as; None: whoever started the server
         ("idle_timeout", float),  # seconds; 0: never
         ("keepalive", Tuple[int, ...]),  # seconds idle, seconds between probes, probes; (): off
+        ("verbose", bool),  # a line on stdout for each piece that is read
         ("max_buffered", int),  # bytes that all workers together may hold for slow peers
     ],
 )

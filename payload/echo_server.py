@@ -260,6 +260,9 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
             metavar="BYTES",
             help="held for slow peers by all workers together; default 64 MiB",
         )
+        p.add_argument(
+            "--verbose", action="store_true", help="print a line for all that is read: for a look, not a load"
+        )
         p.add_argument("--pid-file", required=name == "start", metavar="F")
         p.add_argument("--log-file", required=name == "start", metavar="F")
     helps = {"status": "print the state as JSON", "reload": "run new code", "stop": "stop the daemon"}
@@ -307,6 +310,7 @@ def main(argv: List[str]) -> int:
             idle_timeout=a.idle_timeout,
             keepalive=a.keepalive,
             max_buffered=a.max_buffered,
+            verbose=a.verbose,
         )
         return run(options) if a.command == "run" else start(options)
     except DaemonError as e:

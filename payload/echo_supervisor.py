@@ -201,6 +201,7 @@ class Supervisor:
                 "idle_timeout": o.idle_timeout,
                 "keepalive": list(o.keepalive),
                 "max_buffered": o.max_buffered,
+                "verbose": o.verbose,
             },
             "listening": ["%s:%d" % (host, address[1])],
             "backlog": _backlog(),
@@ -408,6 +409,7 @@ class Supervisor:
                 log_file=self.options.log_file,
                 mode=self.options.mode,
                 idle_timeout=self.options.idle_timeout,
+                verbose=self.options.verbose,
                 max_buffered=max(1, self.options.max_buffered // len(self.plan.limits)),
                 program=self.program,
             )

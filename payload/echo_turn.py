@@ -19,7 +19,7 @@ def echo_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
 
     Everything it needs is in its closure: a look-up in an object per event would cost as much as the rest.
     """
-    read, write, slot = os.read, os.write, worker.slot
+    read, write, slot = worker.read, os.write, worker.slot
     special, attend, close = worker.special, worker.attend, worker.close
     echo_cell, byte_cell = worker.columns["echoes"], worker.columns["bytes"]
     careful_read: Any = worker.careful_read

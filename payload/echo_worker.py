@@ -71,6 +71,7 @@ WorkerSetup = NamedTuple(
         ("log_file", Optional[str]),
         ("mode", str),
         ("idle_timeout", float),  # seconds, 0: none
+        ("verbose", bool),
         ("max_buffered", int),  # bytes that this worker may hold for slow peers
         ("program", List[str]),  # argv that runs this program anew
     ],
@@ -128,6 +129,7 @@ class Worker:
         }
         # All that is no plain connection, so that the hot path asks once per event.
         self.special = set(self._control) | set(self._busy)
+        self.read = self._read_and_print if setup.verbose else os.read
         make_turn, self._go_on = PROTOCOLS[setup.mode]
         self._turn = make_turn(self)  # type: Turn
 
@@ -209,7 +211,13 @@ class Worker:
         if not poll.poll(0):
             self.keep(fd, Busy(), wait=True)
             raise BlockingIOError
-        return os.read(fd, min(size, SMALL_READ))
+        return self.read(fd, min(size, SMALL_READ))
+
+    def _read_and_print(self, fd: int, size: int) -> bytes:
+        """os.read that says so on stdout, and waits for whoever reads that: what no server under load may do."""
+        data = os.read(fd, size)
+        os.write(1, b"%d: %d bytes: %s\n" % (fd, len(data), ascii(data[:60]).encode()))
+        return data
 
     def keep(self, fd: int, busy: Busy, wait: bool = False) -> None:
         """Remember what is owed on a connection. Where bytes are unsent nothing is read until they are written."""
@@ -284,7 +292,6 @@ class Worker:
                 return
             self._count_held(-sent)
             busy.unsent = busy.unsent[sent:]
-            busy.since = time.monotonic()
             if busy.unsent:
                 return
         if busy.ending != OPEN:

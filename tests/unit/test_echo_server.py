@@ -191,6 +191,7 @@ def test_life(python: Path, tmp_path: Path) -> None:
         "idle_timeout": 0.0,
         "keepalive": [],
         "max_buffered": 64 << 20,
+        "verbose": False,
     }
     assert state["capacity"] == sum(w["limit"] for w in state["workers"]) > 0
     assert state["echoes"] == 2 and state["bytes"] == 28 + 256
@@ -290,6 +291,12 @@ def test_run_in_the_foreground_ends_on_ctrl_c(server: Server) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
     assert process.wait(5) == 0
     assert "Traceback" not in server.log() and server.log().endswith("] stopped\n")
+
+
+def test_verbose_prints_what_is_read(server: Server) -> None:
+    server.started("--verbose", "--workers", "1")
+    exchange(server.connect(verify=False), b"look\0")
+    assert ": 5 bytes: b'look\\x00'\n" in server.log()
 
 
 def test_ipv6(server: Server) -> None:
