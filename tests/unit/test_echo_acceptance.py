@@ -267,3 +267,40 @@ def test_load_tools_that_speak_http(command: list[str], server: Server) -> None:
     assert "Failed requests:        0" in done.stdout or command[0] == "wrk"
     state = server.status()
     assert (state["bad_requests"], state["errors"]) == (0, 0) and state["echoes"] >= 10000
+
+
+@full
+def test_a_long_time_of_heartbeat_and_churn_grows_nothing(server: Server) -> None:
+    """Ten minutes (TCPFLEET_SOAK_MINUTES): no more memory and no more descriptors than after the first."""
+    seconds = 60 * float(os.environ.get("TCPFLEET_SOAK_MINUTES", "10"))
+    server.started("--workers", "2", "--max-connections", "30k")
+    count = 20000
+    hold = ("--hold", str(seconds), "--interval", "10", "--mode", "heartbeat")
+    held = Load(server, "--connections", str(count), "--source", "127.0.0.2", *hold)
+    wait_until(lambda: server.status()["connections"] == count, 120)
+    ends = time.monotonic() + seconds - 15
+    time.sleep(min(60, seconds / 4))
+    processes = server.processes()
+
+    def used() -> tuple[int, int]:
+        descriptors = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in processes)
+        return private_bytes(processes), descriptors - server.status()["connections"]
+
+    first = used()
+    accepted = server.status()["accepted"]
+    while time.monotonic() < ends:
+        for _ in range(500):
+            passing = client_socket()
+            passing.settimeout(5)
+            passing.connect(("127.0.0.1", server.port))
+            exchange(passing)
+            passing.close()
+            time.sleep(0.005)
+        wait_until(lambda: server.status()["connections"] == count)
+        memory, descriptors = used()
+        assert memory <= first[0] + 64 * 1024, (memory, first)
+        assert descriptors == first[1]
+    assert server.processes() and sorted(server.processes()) == sorted(processes)
+    run = held.end()
+    assert run["verdict"] == "pass", run["errors"]
+    assert server.status()["accepted"] >= accepted + 500
