@@ -12,7 +12,7 @@ import pytest
 from echo_connection import CLOSE, LINGER, OPEN, Busy
 from echo_http import BODY, MAX_HEAD, answers
 
-from tests.unit.test_echo_server import NEWEST, OLDEST, Server, both, client_socket, receive, wait_until
+from tests.unit.test_echo_server import OLDEST, Server, both, client_socket, receive, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
@@ -85,9 +85,9 @@ def test_what_a_busy_connection_is_carries_over() -> None:
     assert (busy.unsent, busy.rest, busy.skip, busy.ending) == (b"un\0sent", b"GET", 1 << 40, LINGER)
 
 
-@pytest.fixture(params=sorted({OLDEST, NEWEST}), ids=lambda p: p.parts[-3])
-def http(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    s = Server(tmp_path, request.param).started("--mode", "http", "--workers", "1")
+@pytest.fixture
+def http(tmp_path: Path) -> Iterator[Server]:
+    s = Server(tmp_path, OLDEST).started("--mode", "http", "--workers", "1")
     yield s
     s.close()
 
