@@ -410,7 +410,7 @@ class Supervisor:
                 mode=self.options.mode,
                 idle_timeout=self.options.idle_timeout,
                 verbose=self.options.verbose,
-                max_buffered=max(1, self.options.max_buffered // len(self.plan.limits)),
+                max_buffered=self.options.max_buffered,
                 program=self.program,
             )
             worker = Worker(setup)

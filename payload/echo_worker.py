@@ -72,7 +72,7 @@ WorkerSetup = NamedTuple(
         ("mode", str),
         ("idle_timeout", float),  # seconds, 0: none
         ("verbose", bool),
-        ("max_buffered", int),  # bytes that this worker may hold for slow peers
+        ("max_buffered", int),  # bytes that all workers together may hold for slow peers
         ("program", List[str]),  # argv that runs this program anew
     ],
 )
@@ -198,8 +198,8 @@ class Worker:
             self._go_on(self, fd, busy)
 
     def is_tight(self) -> bool:
-        """Return whether so much is held for slow peers that nothing more may be added."""
-        return self._buffered >= self._setup.max_buffered
+        """Return whether this worker holds its share of what may be held for slow peers."""
+        return self._buffered * self._in_use >= self._setup.max_buffered
 
     def careful_read(self, fd: int, size: int) -> bytes:
         """os.read for when memory `is_tight`: little, and only where the answer can be written at once.

@@ -299,6 +299,30 @@ def test_verbose_prints_what_is_read(server: Server) -> None:
     assert ": 5 bytes: b'look\\x00'\n" in server.log()
 
 
+def test_systemd_is_told_about_its_life(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(server.directory / "notify"))
+        systemd.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(server.directory / "notify"))
+        command = [str(OLDEST), str(PAYLOAD / "echo_server.py"), "run", "--bind", "127.0.0.1", "--workers", "1"]
+        command += ["--port", str(server.port), "--pid-file", str(server.pid_file)]
+        process = subprocess.Popen(
+            [*command, "--log-file", str(server.log_file)], env={**os.environ, MARK: server.mark}
+        )
+        listening = f"STATUS=listening on 127.0.0.1:{server.port}: "
+        assert systemd.recv(4096).decode().startswith(f"READY=1\n{listening}")
+        assert server.status()["manager"] == "systemd"
+        process.send_signal(signal.SIGHUP)
+        assert systemd.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert systemd.recv(4096).decode().startswith(f"READY=1\n{listening}")
+        second = subprocess.run([*command, "--pid-file", str(server.directory / "other")], capture_output=True)
+        assert systemd.recv(4096).startswith(b"STATUS=127.0.0.1 port ")
+        assert second.returncode == 1
+        process.terminate()
+        assert systemd.recv(4096) == b"STOPPING=1"
+        assert process.wait(10) == 0
+
+
 def test_ipv6(server: Server) -> None:
     server.started("--bind", "::1")
     with socket.create_connection(("::1", server.port), 5) as s:
