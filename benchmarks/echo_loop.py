@@ -4,8 +4,8 @@
     python3 benchmarks/echo_loop.py [CONNECTIONS] [BYTES] [TURNS]
 
 In each turn every variant serves one message on every connection; CPU time of the thread is taken, the clients'
-part is not counted. Whatever else the machine does hits all variants alike, so small differences show that are lost
-between two runs. `bare` is the least that Python can do: no error handled, nothing counted.
+part is not counted. Whatever else the machine does hits all variants alike, so small differences show that are
+lost between two runs. `bare` is the least that Python can do: no error handled, nothing counted.
 """
 
 import gc

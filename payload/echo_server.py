@@ -83,6 +83,7 @@ def run(options: Options) -> int:
 def start(options: Options) -> int:
     """Start the daemon; return 0 once it accepts connections, else print why not and return 1."""
     version = program_version()
+    os.environ.pop("NOTIFY_SOCKET", None)  # it is for the process that a unit of systemd started, not for a daemon
 
     def main(ready: Readiness) -> int:
         try:
