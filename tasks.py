@@ -239,17 +239,27 @@ def stop_server(options: Options) -> Answer:
         "allow_target": "the target may be outside the inventory",
         "rate": "connects per second of each client (unlimited)",
         "hold": "seconds to hold all connections after the ramp (10)",
-        "mode": "idle, heartbeat, flood ...: see stress_client.py --help",
-        "interval": "seconds between a connection's messages in mode heartbeat (10)",
-        "message": r"text with \r \n \xHH, {conn} and {seq}; default: the article's GET",
-        "expect": "echo (the same bytes) or any",
+        "mode": "idle, heartbeat, timer, flood or churn: see docs/stress.md",
+        "interval": "seconds between a connection's messages in modes heartbeat and timer (10)",
+        "message": r"text with \r \n \xHH, hex:... or @FILE, with {conn} {seq} {host} {rand:8}; the article's GET",
+        "first_message": "sent once per connection, before the others",
+        "expect": "echo (the same bytes), any, none, text:T, hex:H or regex:R",
+        "first_expect": "of the first message (as --expect)",
+        "delimiter": "a reply ends with this text, for --expect any and regex",
+        "reply_bytes": "a reply has so many bytes, for --expect any and regex",
+        "preset": "http, redis or mqtt: ready-made messages and expectations",
+        "seed": "of {rand:N}: equal seeds give equal messages",
+        "tls": "speak TLS; the server's certificate is checked",
+        "tls_insecure": "speak TLS with whoever answers",
+        "tls_name": "the server's name in its certificate (the target's address)",
+        "tls_ca": "file of the authorities to check against (those of each client host)",
         "source": "addresses to connect from, comma separated",
         "ports": "source ports A-B (default: each host's ip_local_port_range)",
         "workers": "processes per client",
         "in_flight": "first echoes outstanding at a time (default: as the round trip asks for)",
         "connect_timeout": "seconds (15)",
         "reply_timeout": "seconds (15)",
-        "close": "rst or fin",
+        "close": "rst, fin or hold: who keeps TIME_WAIT, see docs/stress.md",
     }
 )
 def stress(
@@ -263,7 +273,17 @@ def stress(
     mode: str = "",
     interval: str = "",
     message: str = "",
+    first_message: str = "",
     expect: str = "",
+    first_expect: str = "",
+    delimiter: str = "",
+    reply_bytes: str = "",
+    preset: str = "",
+    seed: str = "",
+    tls: bool = False,
+    tls_insecure: bool = False,
+    tls_name: str = "",
+    tls_ca: str = "",
     source: str = "",
     ports: str = "",
     workers: str = "",
@@ -275,7 +295,10 @@ def stress(
     """Hold N x M verified connections to the target from group `clients`; writes reports/RUN_ID/run.json."""
     from tcpfleet import stress_tasks
 
-    client = {"rate": rate, "hold": hold, "mode": mode, "interval": interval, "message": message, "expect": expect}
+    client: dict[str, str | bool] = {"rate": rate, "hold": hold, "mode": mode, "interval": interval}
+    client |= {"message": message, "first-message": first_message, "expect": expect, "first-expect": first_expect}
+    client |= {"delimiter": delimiter, "reply-bytes": reply_bytes, "preset": preset, "seed": seed}
+    client |= {"tls": tls, "tls-insecure": tls_insecure, "tls-name": tls_name, "tls-ca": tls_ca}
     client |= {"source": source, "ports": ports, "workers": workers, "close": close}
     client |= {"in-flight": in_flight, "connect-timeout": connect_timeout, "reply-timeout": reply_timeout}
     return stress_tasks.stress(options, clients, per_client, target, allow_target, client)

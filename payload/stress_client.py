@@ -20,8 +20,11 @@ from typing import Any, Dict, List, Optional, Tuple
 import daemon
 import stress_facts
 import stress_plan
+import stress_ports
 import stress_probe
-from stress_message import DEFAULT, MessageError, compile_message
+import stress_talk
+import stress_tls
+from stress_message import PLACEHOLDERS, MessageError
 from stress_modes import MODES
 from stress_plan import PlanRefused, Request
 from stress_supervisor import Course, Supervisor
@@ -83,6 +86,13 @@ def rate(text: str) -> float:
     return value
 
 
+def whole(text: str) -> int:
+    """A number from 0."""
+    if not re.match(r"^[0-9]{1,18}$", text):
+        raise argparse.ArgumentTypeError("{!r} is not a whole number".format(text))
+    return int(text)
+
+
 def port(text: str) -> int:
     """A TCP port."""
     if not text.isdigit() or not 1 <= int(text) <= 65535:
@@ -119,18 +129,30 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--in-flight", type=count, metavar="N", help=text)
     p.add_argument("--hold", type=seconds, default=10.0, metavar="S", help="seconds to hold after the ramp (10)")
     p.add_argument("--mode", choices=sorted(MODES), default="idle", help="; ".join(_mode_lines()) + " (idle)")
-    p.add_argument(
-        "--interval", type=positive_seconds, default=10.0, metavar="S", help="of heartbeat, seconds (10)"
-    )
-    p.add_argument("--message", default=DEFAULT, metavar="M", help=r"text with \r \n \xHH, {conn} and {seq}")
-    p.add_argument("--expect", choices=("echo", "any"), default="echo", help="the same bytes, or any (echo)")
+    text = "of heartbeat and timer, seconds (10)"
+    p.add_argument("--interval", type=positive_seconds, default=10.0, metavar="S", help=text)
+    text = r"text with \r \n \xHH; hex:...; @FILE; placeholders: " + PLACEHOLDERS
+    p.add_argument("--message", metavar="M", help=text)
+    p.add_argument("--first-message", metavar="M", help="sent once per connection, before the others")
+    text = "echo (the same bytes), any, none, text:T, hex:H, regex:R (echo)"
+    p.add_argument("--expect", metavar="E", help=text)
+    p.add_argument("--first-expect", metavar="E", help="of the first message (as --expect)")
+    p.add_argument("--delimiter", metavar="T", help="a reply ends with this text, for --expect any and regex")
+    p.add_argument("--reply-bytes", metavar="N", help="a reply has N bytes, for --expect any and regex")
+    p.add_argument("--preset", choices=sorted(stress_talk.PRESETS), help="; ".join(_preset_lines()))
+    p.add_argument("--seed", type=whole, metavar="N", help="of {rand:N}; equal seeds, equal messages (by chance)")
+    p.add_argument("--tls", action="store_true", help="speak TLS; the server's certificate is checked")
+    p.add_argument("--tls-insecure", action="store_true", help="speak TLS with whoever answers")
+    p.add_argument("--tls-name", metavar="NAME", help="of the server in its certificate (HOST)")
+    p.add_argument("--tls-ca", metavar="FILE", help="authorities to check against (the system's)")
     p.add_argument("--source", metavar="IP[,IP]", help="addresses to connect from (the kernel's route)")
     p.add_argument("--ports", type=port_range, metavar="A-B", help="source ports (the host's ip_local_port_range)")
     p.add_argument("--workers", type=count, metavar="N", help="processes (as the nofile limit and CPUs demand)")
     p.add_argument("--connect-timeout", type=positive_seconds, default=15.0, metavar="S", help="(15)")
     p.add_argument("--reply-timeout", type=positive_seconds, default=15.0, metavar="S", help="(15)")
-    close = "rst frees ports on both ends at once; fin leaves each in TIME_WAIT here for 60 s (rst)"
-    p.add_argument("--close", choices=("rst", "fin"), default="rst", help=close)
+    close = "rst frees ports on both ends at once; fin leaves each in TIME_WAIT here for 60 s; hold waits, at most"
+    close += " --reply-timeout, for the server to close first, so that TIME_WAIT is there (rst)"
+    p.add_argument("--close", choices=("rst", "fin", "hold"), default="rst", help=close)
     text = "this is client K (from 0) of N equal ones on this host (0/1)"
     p.add_argument("--slice", type=slice_of, default=(0, 1), metavar="K/N", help=text)
     p.add_argument("--first-conn", type=int, metavar="N", help="number of the first connection (K x connections)")
@@ -142,6 +164,10 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
+def _preset_lines() -> List[str]:
+    return ["{}: {}".format(name, preset.help) for name, preset in sorted(stress_talk.PRESETS.items())]
+
+
 def _mode_lines() -> List[str]:
     return ["{}: {}".format(mode.name, mode.help) for mode in MODES.values()]
 
@@ -151,10 +177,28 @@ def prepare(options: argparse.Namespace) -> Supervisor:
 
     Raises BadUse, stress_facts.FactsError (both exit 1) and PlanRefused (exit 5).
     """
+    if options.seed is None:
+        options.seed = int.from_bytes(os.urandom(4), "big")
     try:
-        message = compile_message(options.message)
+        talk = stress_talk.compile_talk(
+            options.preset,
+            options.message,
+            options.expect,
+            options.first_message,
+            options.first_expect,
+            options.delimiter,
+            options.reply_bytes,
+            options.host,
+            options.seed,
+        )
+        secure = None
+        if options.tls or options.tls_insecure or options.tls_ca:
+            name = options.tls_name or options.host
+            secure = stress_tls.make_secure(name, options.tls_insecure, options.tls_ca)
     except MessageError as e:
         raise BadUse(str(e))
+    if options.mode == "flood" and talk.expect.silent:
+        raise BadUse("--mode flood sends after each reply, and --expect none awaits none; --mode timer has a rate")
     if options.barrier and not options.detach:
         raise BadUse("--barrier waits for files in a run directory; it needs --detach DIR")
     family, target = stress_facts.resolve(options.host, options.port)
@@ -173,11 +217,11 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     plan = stress_plan.make_plan(request, facts)
     first = options.first_conn if options.first_conn is not None else index * options.connections
     in_flight, notes = options.in_flight, []  # type: Optional[int], List[str]
-    judged = message.unique and options.expect == "echo" and options.connections >= stress_probe.FROM
+    judged = talk.unique_echo and secure is None and options.connections >= stress_probe.FROM
     # Under a controller nothing may connect before its `go`.
     if judged and not (options.plan or in_flight or options.barrier):
         sources = tuple(itertools.islice(stress_plan.each_port(plan.workers[0].blocks), stress_probe.CONNECTIONS))
-        found = stress_probe.probe(family, target, sources, message.render, first)
+        found = stress_probe.probe(family, target, sources, talk.render, first)
         if found.mixed:
             in_flight = 1
             notes.append(MIXED.format(found.sample))
@@ -197,9 +241,9 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         family=family,
         target=target,
         mode=options.mode,
-        render=message.render,
-        longest=message.longest,
-        expect=options.expect,
+        talk=talk,
+        secure=secure,
+        ports_by=stress_ports.choose(family, plan.ports, facts.port_range),
         interval=options.interval,
         connect_timeout=options.connect_timeout,
         reply_timeout=options.reply_timeout,

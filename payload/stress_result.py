@@ -37,10 +37,13 @@ Totals = NamedTuple(
         ("mismatched", int),
         ("lost", int),
         ("waiting", int),
+        ("churned", int),
+        ("churn_ok", int),
     ],
 )
 Totals.__doc__ = """Sums over all workers. established: first echo verified, ever; failed includes established ones
-that broke later; waiting: messages whose reply is still awaited (0 at the end)."""
+that broke later; waiting: messages whose reply is still awaited (0 at the end); churned: connections begun in the
+steady phase, in requested too; churn_ok: of those, established."""
 
 
 def add_up(reports: Sequence[WorkerReport]) -> Totals:
@@ -49,15 +52,15 @@ def add_up(reports: Sequence[WorkerReport]) -> Totals:
     for report in reports:
         c = report.counters
         waiting = c["sent"] - c["echoed"] - c["mismatched"] - c["lost"]
-        out["requested"] += report.share
-        for name in ("started", "established", "sent", "echoed", "mismatched", "lost"):
+        out["requested"] += report.share + c["churned"]
+        for name in ("started", "established", "sent", "echoed", "mismatched", "lost", "churned", "churn_ok"):
             out[name] += c[name]
         if report.died is None:
             out["failed"] += c["failed"]
             out["open"] += c["open"]
             out["waiting"] += waiting
         else:
-            out["failed"] += report.share
+            out["failed"] += report.share + c["churned"]
             out["lost"] += waiting
     return Totals(**out)
 
@@ -72,7 +75,9 @@ def error_rows(reports: Sequence[WorkerReport], host: str) -> List[Dict[str, Any
             known = sum(row[0] for row in report.errors.values())
             sample = "worker {} (pid {}) {}".format(report.index, report.pid, report.died)
             at = report.died_at
-            _add_error(merged, "echo", "WORKER_DIED", report.share - known, at, at, sample)
+            _add_error(
+                merged, "echo", "WORKER_DIED", report.share + report.counters["churned"] - known, at, at, sample
+            )
     rows = []
     for (phase, name), (count, first, last, sample) in merged.items():
         row = {"phase": phase, "errno": name, "count": count, "host": host}  # type: Dict[str, Any]
@@ -123,6 +128,12 @@ def merge_histograms(parts: Sequence[Sequence[Histogram]]) -> Dict[str, Histogra
 def per_second(count: int, seconds: float) -> float:
     """A rate, 0 where no time passed, to a tenth."""
     return round(count / seconds, 1) if seconds > 0 else 0.0
+
+
+def churn(totals: Totals, seconds: float) -> Dict[str, Any]:
+    """The "churn" of run.json: connections made anew in the steady phase, and how fast (of the verified ones)."""
+    rate = per_second(totals.churn_ok, seconds)
+    return {"connects": totals.churned, "verified": totals.churn_ok, "per_second": rate}
 
 
 def is_pass(totals: Totals) -> bool:
@@ -255,7 +266,7 @@ def worker_rows(reports: Sequence[WorkerReport]) -> List[Dict[str, Any]]:
             "pid": r.pid,
             "connections": r.share,
             "established": r.counters["established"],
-            "failed": r.share if r.died is not None else r.counters["failed"],
+            "failed": r.share + r.counters["churned"] if r.died is not None else r.counters["failed"],
             "cpu_seconds": round(r.counters["cpu_us"] / 1e6, 3),
             "longest_turn_ms": r.counters["lag_us"] / 1000.0,
             "window": r.counters["window"],

@@ -37,9 +37,11 @@ COUNTERS = (
     "drops",  # connects that look as if a full queue dropped them
     "skipped",  # source ports found busy at bind or connect
     "drained",  # lost or failed only because the run was stopped
+    "churned",  # connections begun in the steady phase, mode churn
+    "churn_ok",  # of those, verified
 )
 STATE, STARTED, ESTABLISHED, BROKEN, FAILED, OPEN, SENT, ECHOED, MISMATCHED, LOST = range(10)
-FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, DRAINED = range(10, 18)
+FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, DRAINED, CHURNED, CHURN_OK = range(10, 20)
 WAITING, RAMPING, RAMPED, STEADY, CLOSING, DONE = range(6)  # values of STATE
 
 HISTOGRAMS = ("connect", "first", "service", "response")

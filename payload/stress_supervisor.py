@@ -358,7 +358,7 @@ class Supervisor:
         histograms = self._histograms()
         steady_echoes = histograms["service"].count
         seconds = results.ramp_seconds(reports)
-        connects = results.per_second(totals.established, seconds)
+        connects = results.per_second(totals.established - totals.churn_ok, seconds)
         steady = self._hold_seconds > 0 and steady_echoes > 0
         if steady:
             echoes = results.per_second(steady_echoes, self._hold_seconds)
@@ -385,6 +385,7 @@ class Supervisor:
                 "peak": max(self.peak, totals.open),
             },
             "rate": {"connects_per_second": connects, "echoes_per_second": echoes, "asked": asked},
+            "churn": results.churn(totals, self._hold_seconds) if self.settings.mode == "churn" else None,
             "echoes": {
                 "sent": totals.sent,
                 "verified": totals.echoed,

@@ -17,16 +17,20 @@ import socket
 import struct
 import time
 from array import array
+from collections import deque
 from time import monotonic
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
+import stress_ports
 import stress_slab as slabs
 from histogram import SUB_BITS, Histogram
+from stress_expect import FrameError
 from stress_modes import MODES
 from stress_pace import TokenBucket, Window
 from stress_plan import WorkerShare, each_port
 from stress_slab import (
     BROKEN,
+    CHURN_OK,
     CPU_US,
     DRAINED,
     DROPS,
@@ -46,6 +50,8 @@ from stress_slab import (
     WINDOW,
     Slab,
 )
+from stress_talk import Talk
+from stress_tls import Secure
 
 GO, HOLD, CLOSE, STOP, NOW = b"G", b"H", b"C", b"S", b"X"
 """Commands: begin connecting; the steady phase begins; end it, waiting for replies on their way; the same within
@@ -60,6 +66,7 @@ PUBLISH_SECONDS = 0.02
 PUBLISH_ALL_SECONDS = 0.25
 RETRANSMIT_SECONDS = 0.9
 RST = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST and leaves no TIME_WAIT
+CYCLE = 10**9  # what a connection's number grows by each time that churn makes it anew
 
 Settings = NamedTuple(
     "Settings",
@@ -67,9 +74,9 @@ Settings = NamedTuple(
         ("family", int),
         ("target", tuple),
         ("mode", str),
-        ("render", Callable[[int, int], bytes]),
-        ("longest", int),
-        ("expect", str),
+        ("talk", Talk),
+        ("secure", Optional[Secure]),
+        ("ports_by", str),
         ("interval", float),
         ("connect_timeout", float),
         ("reply_timeout", float),
@@ -84,9 +91,10 @@ Settings = NamedTuple(
 )
 Settings.__doc__ = """What all workers of a client share.
 
-target: a socket address; render(conn, seq) -> message; longest: bytes of it at most; expect: "echo" or "any";
-interval and timeouts in seconds; rate: connects/s of the whole client or None; in_flight: connections of the whole
-client between connect and first verified echo, None to follow the delay; close: "rst" or "fin";
+target: a socket address; talk: what is said and expected; secure: TLS, or None; ports_by: a row of
+stress_ports.WAYS; interval and timeouts in seconds; rate: connects/s of the whole client or None; in_flight:
+connections of the whole client between connect and first verified echo, None to follow the delay; close: "rst",
+"fin" or "hold";
 first_conn: number of the client's first connection in messages; connections, workers: of the whole client;
 at_once: how many workers connect at the same time.
 """
@@ -96,7 +104,7 @@ class Worker:
     """The tables and the loop. Fields without underscore are what modes use."""
 
     # Values of `state`. Above IDLE: a reply is awaited.
-    CLOSED, CONNECTING, IDLE, FIRST, AWAITING = range(5)
+    CLOSED, CONNECTING, HANDSHAKE, IDLE, FIRST, AWAITING = range(6)
 
     def __init__(self, share: WorkerShare, settings: Settings, slab: Slab, pipe: int) -> None:
         self.share, self.settings, self.slab, self.pipe = share, settings, slab, pipe
@@ -116,7 +124,16 @@ class Worker:
         self.histograms = [Histogram() for _ in slabs.HISTOGRAMS]
         self.errors = {}  # type: slabs.Errors
         self.partial = {}  # type: Dict[int, int]  # fd -> bytes of the reply verified so far
+        self.held = {}  # type: Dict[int, bytes]  # fd -> a reply whose end has not come, where it is not known before
+        self.behind = {}  # type: Dict[int, deque]  # fd -> (awaited, sent_at, intended) of messages after the oldest
+        self.ahead = {}  # type: Dict[int, bytes]  # fd -> what came after the oldest message's reply
         self.unsent = {}  # type: Dict[int, bytes]  # fd -> rest of a message the socket did not take
+        self.talk = talk = settings.talk
+        self.reply_to = talk.expect.reply_to
+        self.silent = talk.expect.silent
+        self.secure = settings.secure and settings.secure.for_worker()
+        self.read = self.secure.read if self.secure else os.read
+        self.write = self.secure.write if self.secure else os.write
         self.steady = False
         self.in_flight = 0
         self.stalled = set()  # type: Set[int]  # of those, what waits so long that it no longer fills the window
@@ -124,9 +141,11 @@ class Worker:
         self.window = Window(settings.in_flight, settings.at_once)
         self.bucket = None  # type: Optional[TokenBucket]
         self.ports = each_port(share.blocks)
+        self.take_port = stress_ports.WAYS[settings.ports_by]
+        self.churning = False
         self.epoll = select.epoll()
         self._ramping = False
-        self._closing = False
+        self.closing = False
         self._deadline = 0.0
         self._sweep_at = 0
         self._next_sweep = self._next_publish = self._next_publish_all = 0.0
@@ -155,7 +174,7 @@ class Worker:
         if settings.rate:
             rate = settings.rate * share.connections / settings.connections
             self.bucket = TokenBucket(rate, now + share.index / settings.rate)
-        if self.mode.tick:
+        if self.mode.beats:
             self.beat_step = settings.interval / share.connections
             # On a clock that all workers share, so that their beats interleave whenever each began.
             base = now - now % settings.interval
@@ -164,8 +183,8 @@ class Worker:
 
     def _loop(self) -> None:
         # Everything is local and inline: this runs 100,000 times a second.
-        poll, read, write, now_of = self.epoll.poll, os.read, os.write, monotonic
-        render = self.settings.render
+        poll, read, write, now_of = self.epoll.poll, self.read, self.write, monotonic
+        render, reply_to = self.talk.render, self.reply_to
         service_max = 0
         state, conn, seq, awaited = self.state, self.conn, self.seq, self.awaited
         sent_at, intended = self.sent_at, self.intended
@@ -174,15 +193,15 @@ class Worker:
         first_counts, service_counts = first.counts, service.counts
         idle, awaiting, plain_read = self.IDLE, self.AWAITING, select.EPOLLIN
         sub_bits, bucket_bits = SUB_BITS, SUB_BITS + 1
-        size = self.settings.longest + 1  # one more, to see a reply that is too long
+        size = self.talk.read_size
         partial = self.partial
         mode = self.mode
-        replied, tick, again = mode.replied, mode.tick, False
+        replied, tick, again, churning = mode.replied, mode.tick, False, False
         exact = self.bucket is not None or tick is not None
         now = now_of()
         while True:
             timeout = self._turn(now)
-            if tick is not None and not self._closing:
+            if tick is not None and not self.closing:
                 timeout = min(timeout, tick(self, now) - now)
             if timeout <= 0:
                 events = poll(0, EVENTS_A_TURN)
@@ -211,8 +230,8 @@ class Worker:
                         counters[ECHOED] += echoed
                         counters[SENT] += messages
                         return
-                    replied = None if self._closing else mode.replied
-                    again = mode.again and self.steady and not self._closing
+                    again = mode.again and self.steady and not self.closing
+                    churning = self.churning
                     continue
                 else:
                     if not self._unusual(fd, event):
@@ -238,14 +257,17 @@ class Worker:
                         self._fail_with(fd, e)
                         continue
                     seq[fd] = number
-                    awaited[fd] = data
+                    awaited[fd] = data if reply_to is None else reply_to(conn[fd], number)
                     sent_at[fd] = now
                     messages += 1
                     if count != len(data):
                         self._keep(fd, data[count:])
                     continue
                 awaited[fd] = None
-                if state[fd] != awaiting:
+                if churning:
+                    echoed -= 1
+                    self.count_reply(fd, now)
+                elif state[fd] != awaiting:
                     state[fd] = idle
                     first_counts[bucket] += 1
                     if us > first.max:
@@ -267,10 +289,11 @@ class Worker:
             now = now_of()
             if now - woke > self._longest_turn:
                 self._longest_turn = now - woke
-            if self._closing and (now >= self._deadline or not self._waiting()):
+            if self.closing and (now >= self._deadline or not self._waiting()):
                 return
 
     _longest_turn = 0.0
+    _graceful = False
 
     def _turn(self, now: float) -> float:
         """All that is not a reply: connects, timeouts, publishing. Returns how long to sleep at most (s)."""
@@ -293,7 +316,9 @@ class Worker:
             elif room > 0:
                 wake = now
             for _ in range(room):
-                self._connect()
+                index = self.counters[STARTED]
+                self.counters[STARTED] = index + 1
+                self.connect(index, 0)
             if self.in_flight == 0 and self.counters[STARTED] >= self.share.connections:
                 self._ramping = False
                 self.counters[STATE] = slabs.RAMPED
@@ -312,11 +337,11 @@ class Worker:
         if command == HOLD:
             self.steady = True
             self.counters[STATE] = slabs.STEADY
-            if self.mode.begin and not self._closing:
+            if self.mode.begin and not self.closing:
                 self.mode.begin(self, now)
             return False
         if command in (CLOSE, STOP):
-            self._closing, self._ramping = True, False
+            self.closing, self._ramping, self._graceful = True, False, command == CLOSE
             self.counters[STATE] = slabs.CLOSING
             self._deadline = now + (STOP_SECONDS if command == STOP else self.settings.reply_timeout + 2.0)
             return False
@@ -324,15 +349,14 @@ class Worker:
 
     # -- connecting --------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        """Start one connection from the next source port that can be had."""
+    def connect(self, index: int, cycle: int, due: float = 0.0) -> None:
+        """Start connection `index` of this worker, for the `cycle`-th time, from the next source port that can be
+        had; due: when it should have begun (mode churn, seconds)."""
         counters = self.counters
-        index = counters[STARTED]
-        number = self.settings.first_conn + self.share.first + index
+        number = self.settings.first_conn + self.share.first + index + cycle * CYCLE
         begun = monotonic()
-        if not index:
+        if not counters[FIRST_US]:
             counters[FIRST_US] = int(begun * 1000000)
-        counters[STARTED] = index + 1
         try:
             fd = self._open_socket()
         except OSError as e:
@@ -345,11 +369,12 @@ class Worker:
         self.fd_of[index] = fd
         self.conn[fd], self.seq[fd] = number, 0
         self.started_at[fd] = begun
+        self.intended[fd] = due
         self.state[fd] = self.CONNECTING
         # On the same host the handshake is over by now; elsewhere this says EAGAIN.
         if self._first_write(fd):
             self.epoll.register(fd, select.EPOLLIN if fd not in self.unsent else select.EPOLLIN | select.EPOLLOUT)
-        elif self.state[fd] == self.CONNECTING:
+        elif self.CONNECTING <= self.state[fd] <= self.HANDSHAKE:
             self.epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
 
     def _open_socket(self) -> int:
@@ -357,51 +382,76 @@ class Worker:
         ENETUNREACH and so on."""
         settings = self.settings
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        take_port, again = self.take_port, self.churning
         while True:
+            address = next(self.ports, None)
+            if address is None:
+                if not again:
+                    raise OSError(errno.EADDRNOTAVAIL, "every planned source port is in use")
+                self.ports, again = each_port(self.share.blocks), False  # churn: the same ports once more
+                continue
             sock = _socket.socket(settings.family, kind, 0)
             try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._bind(sock)
-                code = sock.connect_ex(settings.target)
+                code = take_port(sock, address) or sock.connect_ex(settings.target)
                 if code in (0, errno.EINPROGRESS):
                     return sock.detach()
                 if code not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
                     raise OSError(code, os.strerror(code))
-                # These four numbers are a connection already, perhaps in TIME_WAIT; take another port.
+                # Somebody has this port, or these four numbers are a connection already, perhaps in TIME_WAIT.
                 self.counters[SKIPPED] += 1
             finally:
                 sock.close()  # does nothing after detach()
 
-    def _bind(self, sock: "_socket.socket") -> None:
-        for address in self.ports:
-            try:
-                sock.bind(address)
-                return
-            except OSError as e:
-                if e.errno != errno.EADDRINUSE:
-                    raise
-                self.counters[SKIPPED] += 1
-        raise OSError(errno.EADDRNOTAVAIL, "every planned source port is in use")
-
     def _first_write(self, fd: int) -> bool:
-        """Send the first message; False when the handshake is not over, or failed."""
+        """Send the first message; False when a handshake is not over, or failed."""
         now = monotonic()
-        data = self.settings.render(self.conn[fd], 0)
-        try:
-            count = os.write(fd, data)
-        except BlockingIOError:
+        number = self.conn[fd]
+        if self.secure and not self._handshake(fd):
             return False
+        data = self.talk.first_render(number, 0)
+        try:
+            count = self.write(fd, data)
+        except BlockingIOError:
+            if self.state[fd] == self.CONNECTING:
+                return False
+            count = 0
         except OSError as e:
             self._fail(fd, "connect", _name(e), e.strerror)
             return False
-        self.histograms[0].record(int((now - self.started_at[fd]) * 1000000))
+        if self.state[fd] == self.CONNECTING:
+            self.histograms[0].record(int((now - self.started_at[fd]) * 1000000))
+        expect = self.talk.first_expect
         self.state[fd] = self.FIRST
-        self.sent_at[fd] = self.intended[fd] = now
-        self.awaited[fd] = data
+        self.sent_at[fd] = now
+        if not self.churning:
+            self.intended[fd] = now
+        self.awaited[fd] = data if expect.reply_to is None else expect.reply_to(number, 0)
         self.counters[SENT] += 1
         if count != len(data):
             self.unsent[fd] = data[count:]
+        elif expect.silent:
+            self.count_reply(fd, monotonic())
         return True
+
+    def _handshake(self, fd: int) -> bool:
+        """TLS: take the handshake a step further. True: it is over."""
+        assert self.secure
+        now = monotonic()
+        if self.state[fd] == self.CONNECTING:
+            code = self.secure.begin(fd, self.settings.family)
+            if code == errno.EINPROGRESS:
+                return False
+            if code:
+                self._fail(fd, "connect", _error_name(code), os.strerror(code))
+                return False
+            self.histograms[0].record(int((now - self.started_at[fd]) * 1000000))
+            self.state[fd] = self.HANDSHAKE
+        try:
+            wanted = self.secure.handshake(fd)
+        except OSError as e:
+            self._fail(fd, "tls", _name(e), e.strerror)
+            return False
+        return not wanted
 
     def _verified(self, fd: int, now: float) -> None:
         """The first echo is right: the connection is established."""
@@ -411,7 +461,10 @@ class Worker:
         self.last_good = now
         counters[ESTABLISHED] += 1
         counters[OPEN] += 1
-        counters[LAST_US] = int(now * 1000000)
+        if self.churning:
+            counters[CHURN_OK] += 1
+        else:
+            counters[LAST_US] = int(now * 1000000)
         self.window.verified(now - self.started_at[fd], now)
 
     def _grow(self, fd: int) -> None:
@@ -425,9 +478,9 @@ class Worker:
     def send(self, fd: int, intended: float, now: float) -> None:
         """Send the next message on an idle connection; `intended` is when it should have left (seconds)."""
         seq = self.seq[fd] + 1
-        data = self.settings.render(self.conn[fd], seq)
+        data = self.talk.render(self.conn[fd], seq)
         try:
-            count = os.write(fd, data)
+            count = self.write(fd, data)
         except BlockingIOError:
             count = 0
         except OSError as e:
@@ -438,9 +491,70 @@ class Worker:
         self.state[fd] = self.AWAITING
         self.sent_at[fd] = now
         self.intended[fd] = intended
-        self.awaited[fd] = data
+        self.awaited[fd] = data if self.reply_to is None else self.reply_to(self.conn[fd], seq)
         if count != len(data):
             self._keep(fd, data[count:])
+        elif self.silent:
+            self.count_reply(fd, monotonic())
+
+    def send_behind(self, fd: int, intended: float, now: float) -> None:
+        """Send the next message on a connection that still awaits a reply (mode timer)."""
+        seq = self.seq[fd] + 1
+        data = self.talk.render(self.conn[fd], seq)
+        rest = self.unsent.get(fd)
+        if rest is None:
+            try:
+                count = self.write(fd, data)
+            except BlockingIOError:
+                count = 0
+            except OSError as e:
+                self._fail_with(fd, e)
+                return
+            if count != len(data):
+                self._keep(fd, data[count:])
+        else:
+            self.unsent[fd] = rest + data
+        self.seq[fd] = seq
+        self.counters[SENT] += 1
+        awaited = data if self.reply_to is None else self.reply_to(self.conn[fd], seq)
+        self.behind.setdefault(fd, deque()).append((awaited, now, intended))
+
+    def next_in_line(self, fd: int, now: float) -> None:
+        """A reply was verified: the oldest message sent after it awaits its own now, and may have it already (mode
+        timer)."""
+        while fd in self.behind:
+            line = self.behind[fd]
+            self.awaited[fd], self.sent_at[fd], self.intended[fd] = line.popleft()
+            if not line:
+                del self.behind[fd]
+            self.state[fd] = self.AWAITING
+            if self.silent:
+                if fd in self.unsent:
+                    return
+            else:
+                data = self.ahead.pop(fd, None)
+                if data is None or not self._received(fd, data):
+                    return
+            self.count_reply(fd, now)
+
+    def count_reply(self, fd: int, now: float) -> None:
+        """A whole reply was verified, or nothing was to be awaited: what the loop does inline."""
+        self.counters[ECHOED] += 1
+        us = int((now - self.sent_at[fd]) * 1000000)
+        _, first, service, response = self.histograms
+        was, self.state[fd] = self.state[fd], self.IDLE
+        self.awaited[fd] = None
+        if was != self.AWAITING:
+            self._verified(fd, now)
+            if not self.churning:
+                first.record(us)
+                return
+            us = int((now - self.started_at[fd]) * 1000000)  # the whole of it: connect and first reply
+        elif not self.steady:
+            first.record(us)
+            return
+        service.record(us)
+        response.record(int((now - self.intended[fd]) * 1000000))
 
     def _keep(self, fd: int, rest: bytes) -> None:
         """Keep what the socket did not take until it is writable."""
@@ -452,9 +566,12 @@ class Worker:
         state = self.state[fd]
         if state == self.CLOSED:
             return False  # failed earlier in this turn
-        if state == self.CONNECTING:
-            if self._first_write(fd) and fd not in self.unsent:
-                self.epoll.modify(fd, select.EPOLLIN)
+        if state <= self.HANDSHAKE:
+            if self._first_write(fd):
+                if fd not in self.unsent:
+                    self.epoll.modify(fd, select.EPOLLIN)
+            elif self.state[fd] == self.HANDSHAKE:
+                self.epoll.modify(fd, self.secure.wanted(fd))
             return False
         if event & select.EPOLLOUT and fd in self.unsent:
             self._write_rest(fd)
@@ -463,7 +580,7 @@ class Worker:
         if not event & ~select.EPOLLOUT:
             return False
         try:
-            data = os.read(fd, self.settings.longest + 1)
+            data = self.read(fd, self.talk.read_size)
         except BlockingIOError:
             return False
         except OSError as e:
@@ -474,7 +591,7 @@ class Worker:
     def _write_rest(self, fd: int) -> None:
         data = self.unsent[fd]
         try:
-            count = os.write(fd, data)
+            count = self.write(fd, data)
         except BlockingIOError:
             return
         except OSError as e:
@@ -482,33 +599,70 @@ class Worker:
             return
         if count < len(data):
             self.unsent[fd] = data[count:]
-        else:
-            del self.unsent[fd]
-            self.epoll.modify(fd, select.EPOLLIN)
+            return
+        del self.unsent[fd]
+        self.epoll.modify(fd, select.EPOLLIN)
+        expect = self.talk.first_expect if self.state[fd] == self.FIRST else self.talk.expect
+        if expect.silent:
+            now = monotonic()
+            self.count_reply(fd, now)
+            if self.mode.replied:
+                self.mode.replied(self, fd, now)
 
     def _received(self, fd: int, data: bytes) -> bool:
-        """Judge bytes that are not simply the whole reply. True: they complete it."""
-        awaited = self.state[fd] > self.IDLE
+        """Judge bytes that are not simply the whole reply. True: they complete it, and it is right; what came
+        after it is in `ahead`, where messages were sent after the one that it answers."""
+        state = self.state[fd]
+        awaited = state > self.IDLE
         if not data:
             got = "the server closed the connection"
+            have = self.partial.get(fd, 0) or len(self.held.get(fd, b""))
+            if awaited and have:
+                got += " after {} bytes of the reply".format(have)
             self._fail(fd, "echo" if awaited else "close", "EOF", got)
             return False
-        if self.settings.expect == "any":
-            return awaited  # bytes after the reply was counted are its rest
-        if not awaited:
-            self._fail(
-                fd, "echo", "EBADMSG", "{} bytes that no message asked for: {!r}".format(len(data), data[:40])
-            )
+        expect = self.talk.first_expect if state == self.FIRST else self.talk.expect
+        if not awaited or expect.silent:
+            if not expect.loose:
+                text = "{} bytes that no message asked for: {!r}"
+                self._fail(fd, "echo", "EBADMSG", text.format(len(data), data[:40]))
             return False
-        expected = self.awaited[fd]
-        at = self.partial.pop(fd, 0)
-        if expected[at : at + len(data)] == data:
-            if at + len(data) == len(expected):
+        more = fd in self.behind
+        if expect.exact:
+            expected = self.awaited[fd]
+            at = self.partial.pop(fd, 0)
+            left = len(expected) - at
+            if more and len(data) > left:
+                data, self.ahead[fd] = data[:left], data[left:]
+            if expected[at : at + len(data)] == data:
+                if len(data) == left:
+                    return True
+                self.partial[fd] = at + len(data)
+                return False
+            wrong = _difference(expected, at, data)
+        else:
+            data = self.held.pop(fd, b"") + data
+            try:
+                size = expect.frame(data)
+                wrong = None
+            except FrameError as e:
+                size, wrong = len(data), str(e)
+            if size is None and len(data) <= expect.longest:
+                self.held[fd] = data
+                return False
+            if size is None:
+                wrong = "no end of the reply in {:,} bytes: {!r}".format(len(data), data[:80])
+            elif wrong is None:
+                wrong = expect.judge(data[:size])
+                if wrong is None and size < len(data):
+                    if more:
+                        self.ahead[fd] = data[size:]
+                    elif not expect.loose:
+                        wrong = "{} bytes after the reply: {!r}".format(len(data) - size, data[size:][:40])
+            if wrong is None:
                 return True
-            self.partial[fd] = at + len(data)
-            return False
         self.counters[MISMATCHED] += 1
-        self._fail(fd, "echo", "EBADMSG", _difference(expected, at, data), counted=True)
+        self._fail(fd, "echo", "EBADMSG", wrong, counted=True)
         return False
 
     # -- failures ----------------------------------------------------------------------------------------
@@ -516,14 +670,12 @@ class Worker:
     def _fail(self, fd: int, phase: str, name: str, what: Optional[str], counted: bool = False) -> None:
         """Close a connection that failed and count it once. `counted`: its message is accounted for already."""
         counters, state = self.counters, self.state[fd]
+        others = len(self.behind.get(fd, ()))
+        self._forget(fd)
         os.close(fd)
-        self.state[fd] = self.CLOSED
-        self.fd_of[self.conn[fd] - self.settings.first_conn - self.share.first] = -1
-        self.awaited[fd] = None
-        self.partial.pop(fd, None)
-        self.unsent.pop(fd, None)
         counters[FAILED] += 1
-        if state in (self.CONNECTING, self.FIRST):
+        counters[LOST] += others
+        if state < self.IDLE or state == self.FIRST:
             self.in_flight -= 1
             self.stalled.discard(fd)
         else:
@@ -533,6 +685,30 @@ class Worker:
             counters[LOST] += 1
         sample = "connection {} message {}: {}".format(self.conn[fd], self.seq[fd], what)
         self._count_error(phase, name, sample)
+
+    def _forget(self, fd: int) -> None:
+        """Nothing is known of this descriptor any more; the caller closes it."""
+        self.state[fd] = self.CLOSED
+        self.fd_of[(self.conn[fd] - self.settings.first_conn - self.share.first) % CYCLE] = -1
+        self.awaited[fd] = None
+        for table in (self.partial, self.held, self.behind, self.ahead, self.unsent):
+            table.pop(fd, None)
+        if self.secure:
+            self.secure.forget(fd)
+
+    def release(self, fd: int) -> None:
+        """Close an idle connection that did what it should (mode churn)."""
+        self._forget(fd)
+        self.counters[OPEN] -= 1
+        self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        if self.settings.close != "fin":
+            sock = _socket.socket(self.settings.family, socket.SOCK_STREAM, 0, fd)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+            sock.close()
+        else:
+            os.close(fd)
 
     def _fail_with(self, fd: int, error: OSError) -> None:
         """A read or write failed: during an echo, or on a connection that was only held."""
@@ -571,9 +747,15 @@ class Worker:
                 waited, limit = now - self.started_at[fd], settings.connect_timeout
                 text = "no answer to the handshake in {:g} s".format(limit)
                 phase = "connect"
+            elif kind == self.HANDSHAKE:
+                waited, limit = now - self.started_at[fd], settings.connect_timeout
+                text = "no end of the TLS handshake in {:g} s".format(limit)
+                phase = "tls"
             else:
                 waited, limit = now - self.sent_at[fd], settings.reply_timeout
-                text = "no {}reply in {:g} s".format("complete " if fd in self.partial else "", limit)
+                text = "no {}reply in {:g} s".format(
+                    "complete " if fd in self.partial or fd in self.held else "", limit
+                )
                 phase = "echo"
             if waited > limit:
                 self._fail(fd, phase, "ETIMEDOUT", text)
@@ -609,27 +791,50 @@ class Worker:
         counters = self.counters
         for fd in range(len(self.state)):
             kind = self.state[fd]
-            if kind == self.CONNECTING or kind > self.IDLE:
-                self._fail(fd, "connect" if kind == self.CONNECTING else "echo", "ECANCELED", "the run was ended")
+            if kind not in (self.CLOSED, self.IDLE):
+                phase = {self.CONNECTING: "connect", self.HANDSHAKE: "tls"}.get(kind, "echo")
+                self._fail(fd, phase, "ECANCELED", "the run was ended")
                 counters[DRAINED] += 1
         self._give_up("not attempted: the run was ended")
         self._publish(monotonic(), everything=True)
-        rst = self.settings.close == "rst"
+        if self.settings.close == "hold" and self._graceful:
+            self._let_server_close()
         for fd in self.fd_of:
             if fd >= 0:
-                if rst:
-                    sock = _socket.socket(self.settings.family, socket.SOCK_STREAM, 0, fd)
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
-                    sock.close()
-                else:
-                    os.close(fd)
+                if self.secure:
+                    self.secure.forget(fd)
+                self._close(fd)
         counters[STATE] = slabs.DONE
         counters[OPEN] = 0
         self._publish(monotonic(), everything=True)
 
+    def _let_server_close(self) -> None:
+        """Wait, reply_timeout at most, until the server has closed every connection: who closes first keeps
+        TIME_WAIT. What it leaves open is reset."""
+        end = monotonic() + self.settings.reply_timeout
+        left = sum(1 for fd in self.fd_of if fd >= 0)
+        while left and monotonic() < end:
+            for fd, _ in self.epoll.poll(0.1, EVENTS_A_TURN):
+                if fd == self.pipe:
+                    return  # end at once, or nobody leads any more
+                try:
+                    if self.read(fd, self.talk.read_size):
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass  # closed by RST
+                self._forget(fd)
+                os.close(fd)
+                left -= 1
+
 
 def _name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return _error_name(error.errno or 0)
+
+
+def _error_name(code: int) -> str:
+    return errno.errorcode.get(code, str(code))
 
 
 def _difference(expected: bytes, at: int, data: bytes) -> str:

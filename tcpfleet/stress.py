@@ -438,7 +438,8 @@ class Run:
         arguments += ["--connections", str(self.request.per_client), "--slice", f"{share.position}/{share.of}"]
         arguments += ["--first-conn", str(share.index * self.request.per_client)]
         for name, value in self.request.client_options:
-            arguments.append(f"{name}={value}")  # one word: a value may begin with a dash
+            # One word: a value may begin with a dash. A switch has no value.
+            arguments.append(f"{name}={value}" if value else name)
         return arguments
 
     def _release(self, session: Session, barrier: str) -> None:

@@ -6,14 +6,16 @@ In: what the user typed. Out: Answers; the run itself is `tcpfleet.stress.Run`.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from payload import stress_message
 from tcpfleet import merge, runs
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, HostFailed, worst
+from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 from tcpfleet.stress import Request, Run, checked, resolve_target, spread
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tcpfleet.link import Session
 
 MOST_CLIENTS = 1000
+LONGEST_VALUE = 120_000  # Linux takes 128 KiB for one argument
 
 
 def stress(
@@ -29,24 +32,33 @@ def stress(
     per_client: str,
     target: str,
     allow_target: bool,
-    client_options: Mapping[str, str],
+    client_options: Mapping[str, str | bool],
 ) -> Answer:
     """Run a load and say what came of it.
 
-    :param client_options: name -> value of stress_client.py's own options; empty values are left to it.
+    :param client_options: name -> value of stress_client.py's own options, True for a switch; empty values are
+        left to it.
     """
     hosts = options.select("clients")
     count = number("--clients", clients or len(hosts), 1, MOST_CLIENTS)
     each = number("--per-client", per_client, 1, 10**7)
     where = resolve_target(options.inventory, target, hosts, allow_outside=allow_target)
     typed = {"--clients": str(count), "--per-client": str(each), "--hosts": options.hosts, "--target": target}
-    typed |= {f"--{name}": value for name, value in client_options.items()}
-    command = "inv stress " + " ".join(f"{name} {shlex.quote(value)}" for name, value in typed.items() if value)
+    client_options = dict(client_options) | {"seed": client_options.get("seed") or str(secrets.randbits(32))}
+    words = [f"{name} {shlex.quote(value)}" for name, value in typed.items() if value]
+    for name, value in client_options.items():
+        if value:
+            words.append(f"--{name}" if value is True else f"--{name} {shlex.quote(str(value))}")
+    command = " ".join(["inv stress", *words])
     request = Request(
         clients=count,
         per_client=each,
         target=where,
-        client_options=tuple((f"--{name}", value) for name, value in client_options.items() if value),
+        client_options=tuple(
+            (f"--{name}", "" if value is True else _shipped(name, str(value)))
+            for name, value in client_options.items()
+            if value
+        ),
         command=command + (" --allow-target" if allow_target else ""),
     )
     run = Run(request, spread(count, hosts), runs.new_run_id())
@@ -69,6 +81,24 @@ def stress(
     if run.interrupted:
         codes.append(EXIT_INTERRUPTED)
     return Answer(record, worst(codes))
+
+
+def _shipped(name: str, value: str) -> str:
+    """An option's value as the client hosts need it: a file of this machine travels as its content.
+
+    :raises BadInput: the file cannot be read, or is too long for a command line.
+    """
+    is_message = name in ("message", "first-message") and value.startswith("@")
+    if not is_message and name != "tls-ca":
+        return value
+    path = Path(value[1:] if is_message else value)
+    try:
+        content = stress_message.as_hex(path.read_bytes()) if is_message else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--{name}: cannot read {path}: {error}") from None
+    if len(content) > LONGEST_VALUE:
+        raise BadInput(f"--{name}: {path} is too long to be sent to the clients: about 60,000 bytes can be")
+    return content
 
 
 def fetch_later(options: Options, folder: Path) -> dict[str, Any]:

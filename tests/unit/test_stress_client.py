@@ -267,6 +267,100 @@ def test_any_reply_will_do_when_asked(serve):
     assert errors(run(server.port, "--connections", 20, "--hold", 0, code=3)) == {("echo", "EBADMSG"): 20}
 
 
+TALKS = [
+    # what the server answers, options, and what the client must find: None, or words of the sample
+    (lambda d: b"+OK 12\r\n", ["--expect", "regex:OK [0-9]+", "--delimiter", r"\r\n"], None),
+    (lambda d: b"+OK 12\r\n", ["--expect", r"regex:\A\+OK"], None),
+    (lambda d: b"-ERR\r\n", ["--expect", "regex:OK", "--delimiter", r"\r\n"], "does not match OK: b'-ERR"),
+    (lambda d: b"+OK\r\n+OK\r\n", ["--expect", "any", "--delimiter", r"\r\n"], "5 bytes after the reply"),
+    (lambda d: b"ab" + d[:2], ["--expect", "any", "--reply-bytes", 4], None),
+    (lambda d: b"abcde", ["--expect", "any", "--reply-bytes", 4], "1 bytes after the reply"),
+    (lambda d: b"abc", ["--expect", "any", "--reply-bytes", 4, "--reply-timeout", 0.4], "no complete reply"),
+    (lambda d: b"yes", ["--expect", "text:yes"], None),
+    (lambda d: b"yet", ["--expect", "hex:796573"], "byte 2 of the reply is 0x74, not 0x73"),
+    (lambda d: d[::-1], ["--message", "{conn:3}", "--expect", "regex:[0-9]{3}"], None),
+    (lambda d: b"", ["--expect", "none"], None),
+    (lambda d: b"noise" + d, ["--expect", "none"], None),
+    (
+        lambda d: d if d.startswith(b"hello") else d.upper(),
+        [
+            "--first-message",
+            "hello {conn}",
+            "--first-expect",
+            "echo",
+            "--message",
+            "q{seq}",
+            "--expect",
+            "text:Q{seq}",
+        ],
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(TALKS)))
+def test_what_is_said_and_expected(serve, number):
+    (answer, options, words), python = TALKS[number], ENDS[number % len(ENDS)]
+    server = serve(lambda server, sock, data: answer(data))
+    base = ["--connections", 10, "--mode", "heartbeat", "--interval", 0.1, "--hold", 0.3, "--workers", 1]
+    result = run(server.port, *base, *options, code=3 if words else 0, python=python)
+    if words:
+        assert result["connections"]["failed"] == 10
+        assert words in result["errors"][0]["sample"]
+    else:
+        assert result["echoes"]["steady"] >= 20
+
+
+def test_the_timer_sends_whatever_the_replies_do(serve):
+    arrivals = []
+
+    def stall_once(server, sock, data):
+        arrivals.append((time.monotonic(), data.count(b"\r\n\r\n")))
+        if len(arrivals) == 40:
+            time.sleep(0.5)
+        return data
+
+    server = serve(stall_once)
+    result = run(server.port, "--connections", 10, "--mode", "timer", "--interval", 0.1, "--hold", 2)
+    # Heartbeats would skip the slots of the stall; the timer does not: reads after it hold several messages.
+    assert result["echoes"]["steady"] == pytest.approx(200, abs=12)
+    assert max(count for _, count in arrivals) >= 3
+    assert result["latency_ms"]["response"]["max"] >= 400
+
+
+@pytest.mark.parametrize("python", ENDS, ids=lambda p: p.parts[-3])
+def test_churn_makes_connections_anew_at_the_rate(serve, python):
+    server = serve()
+    options = ["--connections", 20, "--mode", "churn", "--rate", 300, "--hold", 1, "--workers", 2]
+    result = run(server.port, *options, python=python)
+    churn = result["churn"]
+    assert churn["connects"] == churn["verified"] == pytest.approx(300, rel=0.03)
+    assert result["connections"]["requested"] == len(server.peers) == 20 + churn["connects"]
+    assert result["connections"]["peak"] <= 20
+    assert result["latency_ms"]["service"]["count"] == churn["verified"]
+
+
+def test_churn_uses_its_ports_again(serve):
+    server = serve()
+    options = ["--connections", 5, "--mode", "churn", "--rate", 100, "--hold", 0.6, "--ports", "22000-22009"]
+    result = run(server.port, *options)
+    assert {port for _, port in server.peers} == set(range(22000, 22010))
+    assert result["connections"]["failed"] == 0
+
+
+def test_hold_leaves_the_closing_to_the_server(serve):
+    def close_later(server, sock, data):
+        if server.messages == 20:
+            threading.Timer(0.6, lambda: [other.shutdown(socket.SHUT_RDWR) for other in list(server.open)]).start()
+        return data
+
+    server = serve(close_later)
+    began = time.monotonic()
+    result = run(server.port, "--connections", 20, "--hold", 0.1, "--close", "hold", "--reply-timeout", 5)
+    assert result["verdict"] == "pass"
+    assert 0.5 < time.monotonic() - began < 4
+
+
 # -- servers that do not -------------------------------------------------------------------------------------
 
 
@@ -279,6 +373,42 @@ def test_one_wrong_byte_is_one_mismatch(serve, python):
     assert result["connections"]["failed"] == result["echoes"]["mismatched"] == 1
     assert result["echoes"]["lost"] == 0
     assert "byte 30 of the reply is 0x3f" in result["errors"][0]["sample"]
+
+
+def test_one_wrong_byte_in_a_million_is_found(serve):
+    seen = [0]
+
+    def corrupt(server, sock, data):
+        before, seen[0] = seen[0], seen[0] + len(data)
+        at = 1_000_000 - before
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if 0 <= at < len(data) else data
+
+    options = ["--connections", 20, "--mode", "flood", "--hold", 2, "--message", "{conn}.{seq}." + "x" * 2000]
+    result = run(serve(corrupt).port, *options, code=3)
+    assert seen[0] > 1_000_000
+    assert result["connections"]["failed"] == result["echoes"]["mismatched"] == 1
+    assert result["echoes"]["lost"] == 0
+    assert errors(result) == {("echo", "EBADMSG"): 1}
+
+
+@pytest.mark.parametrize("size", [1, 50, 100])
+def test_a_server_that_closes_after_n_bytes(serve, size):
+    given = {}
+
+    def close_after(server, sock, data):
+        left = size - given.get(sock, 0)
+        given[sock] = given.get(sock, 0) + len(data)
+        if len(data) <= left:
+            return data
+        sock.sendall(data[:left])
+        return None
+
+    options = ["--connections", 30, "--message", "x" * 60, "--mode", "heartbeat", "--interval", 0.1, "--hold", 0.5]
+    result = run(serve(close_after).port, *options, code=3)
+    assert errors(result) == {("echo", "EOF"): 30}
+    assert f"after {size - (60 if size > 60 else 0)} bytes of the reply" in result["errors"][0]["sample"]
+    assert result["connections"]["established"] == (30 if size > 60 else 0)
+    assert result["wall"]["name"] == "the server closes connections"
 
 
 def test_crossed_replies_are_two_mismatches(serve):
@@ -440,7 +570,7 @@ BAD_USE = [
     (["127.0.0.1", "80"], "--connections"),
     (["127.0.0.1", "80", "--connections", "0"], "'0' is not a number"),
     (["127.0.0.1", "80", "--connections", "many"], "'many'"),
-    (["127.0.0.1", "80", "--connections", "1", "--mode", "churn"], "churn"),
+    (["127.0.0.1", "80", "--connections", "1", "--mode", "storm"], "storm"),
     (["127.0.0.1", "80", "--connections", "1", "--rate", "-1"], "--rate"),
     (["127.0.0.1", "80", "--connections", "1", "--rate", "0"], "'0' is not a rate"),
     (["127.0.0.1", "80", "--connections", "1", "--slice", "2/2"], "'2/2'"),
