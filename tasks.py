@@ -253,17 +253,25 @@ def stop_server(options: Options) -> Answer:
         "tls_insecure": "speak TLS with whoever answers",
         "tls_name": "the server's name in its certificate (the target's address)",
         "tls_ca": "file of the authorities to check against (those of each client host)",
-        "source": "addresses to connect from, comma separated",
+        "source": "addresses to connect from: IPs, networks, or auto, all of each host (the kernel's route)",
         "ports": "source ports A-B (default: each host's ip_local_port_range)",
         "workers": "processes per client",
         "in_flight": "first echoes outstanding at a time (default: as the round trip asks for)",
         "connect_timeout": "seconds (15)",
         "reply_timeout": "seconds (15)",
         "close": "rst, fin or hold: who keeps TIME_WAIT, see docs/stress.md",
-    }
+        "fail_if": "the verdict is fail if so, such as 'p99_response_ms > 50'; may be given several times",
+        "plan": "show what each host would do, start nothing",
+        "detach": "start it and leave; --attach follows it",
+        "attach": "run id (or latest): follow a run that goes on without its controller",
+        "repeat": "run id (or latest): the same plan again, its messages too",
+        "progress": "rich, plain or json, on stderr (rich on a terminal)",
+    },
+    iterable=["fail_if"],
 )
 def stress(
     options: Options,
+    fail_if: list[str],
     clients: str = "",
     per_client: str = "1000",
     target: str = "",
@@ -291,6 +299,11 @@ def stress(
     connect_timeout: str = "",
     reply_timeout: str = "",
     close: str = "",
+    plan: bool = False,
+    detach: bool = False,
+    attach: str = "",
+    repeat: str = "",
+    progress: str = "",
 ) -> Answer:
     """Hold N x M verified connections to the target from group `clients`; writes reports/RUN_ID/run.json."""
     from tcpfleet import stress_tasks
@@ -301,7 +314,57 @@ def stress(
     client |= {"tls": tls, "tls-insecure": tls_insecure, "tls-name": tls_name, "tls-ca": tls_ca}
     client |= {"source": source, "ports": ports, "workers": workers, "close": close}
     client |= {"in-flight": in_flight, "connect-timeout": connect_timeout, "reply-timeout": reply_timeout}
-    return stress_tasks.stress(options, clients, per_client, target, allow_target, client)
+    how = stress_tasks.How(fail_if, plan, detach, attach, repeat, progress)
+    return stress_tasks.stress(options, clients, per_client, target, allow_target, client, how)
+
+
+@task(
+    help={
+        "grow": "what grows: connections, or rate (connects per second of all clients)",
+        "start": "first size (1000)",
+        "most": "last size (1M)",
+        "precision": "percent within which the limit is found (5)",
+        "clients": "stress clients, spread over the hosts (default: one per host)",
+        "per_client": "connections of each client, with --grow rate",
+        "target": "HOST[:PORT] to connect to (default: group `server`, port 1883)",
+        "allow_target": "the target may be outside the inventory",
+        "hold": "seconds to hold each load (5)",
+        "mode": "idle, heartbeat, timer, flood or churn",
+        "interval": "seconds between a connection's messages in modes heartbeat and timer (10)",
+        "preset": "http, redis or mqtt",
+        "source": "addresses to connect from, comma separated, or auto",
+        "rate": "connects per second of each client, with --grow connections",
+        "reply_timeout": "seconds (15)",
+        "fail_if": "a load does not hold if so, such as 'p99_response_ms > 50'; may be given several times",
+    },
+    iterable=["fail_if"],
+)
+def find_limit(
+    options: Options,
+    fail_if: list[str],
+    grow: str = "connections",
+    start: str = "",
+    most: str = "",
+    precision: str = "",
+    clients: str = "",
+    per_client: str = "1000",
+    target: str = "",
+    allow_target: bool = False,
+    hold: str = "5",
+    mode: str = "",
+    interval: str = "",
+    preset: str = "",
+    source: str = "",
+    rate: str = "",
+    reply_timeout: str = "",
+) -> Answer:
+    """Double, then bisect the load until a wall: prints the largest that held, and the wall above it."""
+    from tcpfleet import limit
+
+    client: dict[str, str | bool] = {"hold": hold, "mode": mode, "interval": interval, "preset": preset}
+    client |= {"source": source, "rate": rate, "reply-timeout": reply_timeout}
+    sizes = (start, most, precision)
+    return limit.find_limit(options, grow, sizes, clients, per_client, target, allow_target, client, fail_if)
 
 
 @task()

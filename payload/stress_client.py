@@ -14,7 +14,9 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
+import time
 from typing import Any, Dict, List, Optional, Tuple
 
 import daemon
@@ -23,6 +25,7 @@ import stress_plan
 import stress_ports
 import stress_probe
 import stress_talk
+import stress_threshold
 import stress_tls
 from stress_message import PLACEHOLDERS, MessageError
 from stress_modes import MODES
@@ -145,7 +148,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--tls-insecure", action="store_true", help="speak TLS with whoever answers")
     p.add_argument("--tls-name", metavar="NAME", help="of the server in its certificate (HOST)")
     p.add_argument("--tls-ca", metavar="FILE", help="authorities to check against (the system's)")
-    p.add_argument("--source", metavar="IP[,IP]", help="addresses to connect from (the kernel's route)")
+    text = "addresses to connect from: IP, network/LENGTH or auto, all of this host (the kernel's route; towards"
+    text += " loopback as many of 127.0.0.0/8 as are needed)"
+    p.add_argument("--source", metavar="IP[,IP]", help=text)
     p.add_argument("--ports", type=port_range, metavar="A-B", help="source ports (the host's ip_local_port_range)")
     p.add_argument("--workers", type=count, metavar="N", help="processes (as the nofile limit and CPUs demand)")
     p.add_argument("--connect-timeout", type=positive_seconds, default=15.0, metavar="S", help="(15)")
@@ -156,6 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "this is client K (from 0) of N equal ones on this host (0/1)"
     p.add_argument("--slice", type=slice_of, default=(0, 1), metavar="K/N", help=text)
     p.add_argument("--first-conn", type=int, metavar="N", help="number of the first connection (K x connections)")
+    text = "the verdict is fail if so, such as 'p99_response_ms > 50'; may be given several times"
+    p.add_argument("--fail-if", action="append", default=[], metavar="C", help=text)
     p.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     p.add_argument("--plan", action="store_true", help="print the plan as JSON and exit")
     p.add_argument("--detach", metavar="DIR", help="run as a daemon led through files in DIR")
@@ -197,22 +204,23 @@ def prepare(options: argparse.Namespace) -> Supervisor:
             secure = stress_tls.make_secure(name, options.tls_insecure, options.tls_ca)
     except MessageError as e:
         raise BadUse(str(e))
+    try:
+        thresholds = [stress_threshold.parse(text) for text in options.fail_if]
+    except stress_threshold.ThresholdError as e:
+        raise BadUse(str(e))
     if options.mode == "flood" and talk.expect.silent:
         raise BadUse("--mode flood sends after each reply, and --expect none awaits none; --mode timer has a rate")
     if options.barrier and not options.detach:
         raise BadUse("--barrier waits for files in a run directory; it needs --detach DIR")
     family, target = stress_facts.resolve(options.host, options.port)
-    if options.source:
-        sources = tuple(part.strip() for part in options.source.split(",") if part.strip())
-        for index, source in enumerate(sources):
-            if not stress_facts.is_local_address(family, source):
-                raise BadUse("--source {} is not an address of this host".format(source))
-            if source in sources[:index]:
-                raise BadUse("--source names {} twice".format(source))
+    index, slices = options.slice
+    loopback = family == socket.AF_INET and target[0].startswith("127.")
+    if options.source or loopback:
+        needed = stress_facts.addresses_needed(options.connections * slices, options.ports)
+        sources = stress_facts.parse_sources(options.source or "auto", family, target[0], needed)
     else:
         sources = (stress_facts.route_source(family, target),)
     facts = stress_facts.read_facts(family, target, sources, options.ports)
-    index, slices = options.slice
     request = Request(options.connections, sources, index, slices, options.workers, options.ports)
     plan = stress_plan.make_plan(request, facts)
     first = options.first_conn if options.first_conn is not None else index * options.connections
@@ -256,7 +264,8 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         at_once=at_once,
     )
     show = {k: v for k, v in sorted(vars(options).items()) if k not in ("json", "detach", "plan")}
-    course = Course(options.hold, None, None, options.barrier_timeout, lambda status: None, show, notes)
+    quiet = lambda status: None  # noqa: E731
+    course = Course(options.hold, None, None, None, options.barrier_timeout, quiet, show, notes, thresholds)
     return Supervisor(plan, facts, settings, course)
 
 
@@ -321,6 +330,7 @@ def summary(result: Dict[str, Any]) -> str:
             lines.append("{} ms: {}".format(name, values))
     for row in result["errors"]:
         lines.append("error: {phase} {errno} x {count}, {first} to {last}: {sample}".format(**row))
+    lines.extend(stress_threshold.sentence(row) for row in result["thresholds"])
     if result["wall"]:
         lines.append("wall: {name}: {evidence}. Fix: {fix}".format(**result["wall"]))
     lines.extend("note: " + text for text in result["warnings"])
@@ -343,17 +353,22 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
         return os.path.join(directory, name)
 
     def main(ready: daemon.Readiness) -> int:
-        wait_go = wait_hold = None
+        wait_go = wait_hold = alone = None
         if barrier:
+            alone = Leader(os.path.join(os.path.dirname(directory), "leader")).gone
             wait_go = lambda: os.path.exists(path("go"))  # noqa: E731
             wait_hold = lambda: os.path.exists(path("hold"))  # noqa: E731
         run.course = run.course._replace(
-            wait_go=wait_go, wait_hold=wait_hold, on_status=lambda status: write_json(path("status.json"), status)
+            wait_go=wait_go,
+            wait_hold=wait_hold,
+            alone=alone,
+            on_status=lambda status: write_json(path("status.json"), status),
         )
         pid_file = daemon.PidFile(path("pid"))
         pid_file.acquire()
         try:
             run.start()
+            write_json(path("plan.json"), stress_plan.plan_to_dict(run.plan, run.facts))
             write_json(path("status.json"), run.status())
             ready()
             result = run.run(lambda outcome: write_json(path("result.json"), outcome))
@@ -366,6 +381,32 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
         sys.stderr.write("stress_client.py: {}\n".format(started.message))
         return 2
     return OK
+
+
+class Leader:
+    """Who opens the barriers: a process named by a file (its number and start time), which it writes anew each
+    time it looks at the run.
+
+    :param path: of that file; while there is none, nobody is missed.
+    """
+
+    ALONE_SECONDS = 15.0  # a controller that lost its connection is back by then, through another process
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.seen = time.monotonic()
+
+    def gone(self) -> bool:
+        """Whether that process has been dead for ALONE_SECONDS."""
+        now = time.monotonic()
+        try:
+            with open(self.path) as f:
+                pid, born = f.read().split()
+        except (OSError, ValueError):
+            return False
+        if str(daemon.process_start_time(int(pid))) == born:
+            self.seen = now
+        return now - self.seen > self.ALONE_SECONDS
 
 
 def write_json(path: str, value: Dict[str, Any]) -> None:

@@ -4,16 +4,21 @@ Reads /proc and one sock_diag dump; changes nothing.
 """
 
 import errno
+import ipaddress
+import itertools
 import os
+import resource
 import socket
 import struct
-from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 import nofile
 import observe_netlink as netlink
-from stress_plan import HostFacts, Range
+from stress_plan import OBJECTS, PROCESS_BYTES, HostFacts, Range
 
 LISTEN = 10
+MOST_SOURCES = 4096
+SPARE_PORTS = 200  # of each address, for those that turn out to be busy
 
 
 class FactsError(Exception):
@@ -79,7 +84,101 @@ def read_facts(family: int, target: tuple, sources: Sequence[str], ports: Option
         conntrack_free=_conntrack_free(),
         target_here=is_local_address(family, target[0]),
         busy_from=busy_from,
+        limits=resource.getrlimit(resource.RLIMIT_NOFILE),
+        socket_bytes=socket_bytes(_read("/proc/slabinfo") or ""),
     )
+
+
+def socket_bytes(slabinfo: str) -> int:
+    """Memory of one end of an idle connection in bytes: the sizes of the kernel's objects on this host
+    (/proc/slabinfo, for root), else those of Linux 6.18 on x86-64, and its part of the process."""
+    sizes = dict(OBJECTS)
+    for line in slabinfo.splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[0] in sizes and fields[3].isdigit():
+            sizes[fields[0]] = int(fields[3])
+    return sum(sizes.values()) + PROCESS_BYTES
+
+
+def addresses_needed(connections: int, ports: Optional[Range]) -> int:
+    """How many source addresses so many connections of this host need, with a few ports of each left unused."""
+    numbers = _numbers("/proc/sys/net/ipv4/ip_local_port_range")
+    low, high = ports or (numbers[0], numbers[1])
+    reserved = parse_ranges(_read("/proc/sys/net/ipv4/ip_local_reserved_ports") or "")
+    size = high - low + 1 - sum(max(0, min(high, b) - max(low, a) + 1) for a, b in reserved)
+    if connections <= size:
+        return 1
+    return -(-connections // max(1, size - SPARE_PORTS))
+
+
+def parse_sources(text: str, family: int, target: str, needed: int) -> Tuple[str, ...]:
+    """The addresses of --source: a list of addresses and networks (10.0.0.0/28: those of this host in it), or
+    `auto`: all of this host; towards loopback, as many of 127.0.0.0/8 as are needed.
+
+    :param needed: how many addresses the connections need.
+
+    Raises FactsError for what is not an address of this host, or named twice.
+    """
+    found = []  # type: List[str]
+    for part in (part.strip() for part in text.split(",")):
+        if not part:
+            continue
+        if part == "auto":
+            more = _loopback(needed) if target.startswith("127.") else _own_addresses(family)
+        elif "/" in part:
+            more = _in_network(part)
+        else:
+            more = [part]
+        for address in more:
+            if not is_local_address(family, address):
+                raise FactsError("--source {} is not an address of this host".format(address))
+            if address in found:
+                raise FactsError("--source names {} twice".format(address))
+            found.append(address)
+    if not found:
+        raise FactsError("--source {}: no address of this host is among them".format(text))
+    return tuple(found)
+
+
+def _loopback(count: int) -> List[str]:
+    first = ipaddress.IPv4Address("127.0.0.1")
+    return [str(first + place) for place in range(min(count, MOST_SOURCES))]
+
+
+def _in_network(text: str) -> List[str]:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as e:
+        raise FactsError("--source {}: {}".format(text, e))
+    hosts = network.hosts() if network.prefixlen < network.max_prefixlen - 1 else iter(network)
+    if network.is_loopback:
+        return [str(one) for one in itertools.islice(hosts, MOST_SOURCES)]
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    return [one for one in _own_addresses(family) if ipaddress.ip_address(one) in network]
+
+
+def _own_addresses(family: int) -> List[str]:
+    """All addresses of this host but loopback and link-local ones, sorted."""
+    if family == socket.AF_INET6:
+        rows = [line.split() for line in (_read("/proc/net/if_inet6") or "").splitlines()]
+        found = {str(ipaddress.IPv6Address(int(row[0], 16))) for row in rows if row}
+    else:
+        found = parse_fib_trie(_read("/proc/net/fib_trie") or "")
+    addresses = [ipaddress.ip_address(one) for one in found]
+    return [str(one) for one in sorted(addresses) if not one.is_loopback and not one.is_link_local]
+
+
+def parse_fib_trie(text: str) -> Set[str]:
+    """/proc/net/fib_trie: the addresses of this host (those of `/32 host LOCAL`)."""
+    found = set()
+    address = None
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == "|--":
+            address = words[1]
+        elif words == ["/32", "host", "LOCAL"] and address:
+            found.add(address)
+    return found
 
 
 def parse_ranges(text: str) -> Tuple[Range, ...]:
@@ -207,12 +306,23 @@ def _files_free() -> Optional[int]:
 
 
 def _processes_free() -> Optional[int]:
-    """Processes this host's kernel can still start (kernel.pid_max; /proc/loadavg counts the tasks there are)."""
+    """Processes that can still be started here: by kernel.pid_max (/proc/loadavg counts the tasks there are) and
+    by pids.max of the control groups that this process is in."""
+    found = []
     most = _numbers("/proc/sys/kernel/pid_max")
     load = (_read("/proc/loadavg") or "").split()
-    if not most or len(load) < 4 or "/" not in load[3]:
-        return None
-    return max(0, most[0] - int(load[3].split("/")[1]))
+    if most and len(load) > 3 and "/" in load[3]:
+        found.append(max(0, most[0] - int(load[3].split("/")[1])))
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        if line.startswith("0::/"):
+            place = line[4:]
+            while place:
+                group = "/sys/fs/cgroup/" + place
+                limit, now = _numbers(group + "/pids.max"), _numbers(group + "/pids.current")
+                if limit and now:
+                    found.append(max(0, limit[0] - now[0]))
+                place = place.rpartition("/")[0]
+    return min(found) if found else None
 
 
 def _conntrack_free() -> Optional[int]:

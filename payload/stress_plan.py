@@ -17,7 +17,10 @@ PortBlock = Tuple[str, int, int]  # source address, first and last port
 
 SPARE_DESCRIPTORS = 64  # per worker: stdio, epoll, pipe, shared memory, and what was inherited
 CONNECTIONS_PER_CPU = 10000  # below this, one more worker costs more than its processor brings
-CLIENT_BYTES = 4000  # slab objects and process memory of one idle connection, one end (x86-64, Linux 6.18)
+OBJECTS = (("TCP", 2368), ("sock_inode_cache", 832), ("filp", 192), ("eventpoll_epi", 128), ("dentry", 192))
+PROCESS_BYTES = 250
+"""What one end of an idle connection takes: kernel objects (bytes on Linux 6.18, x86-64; read from hosts that let
+them be read), and memory of its process."""
 TUNED_RANGE = (1025, 65000)  # what the tuning profile sets; only to say what tuning would allow
 
 Request = NamedTuple(
@@ -51,6 +54,8 @@ HostFacts = NamedTuple(
         ("conntrack_free", Optional[int]),
         ("target_here", bool),
         ("busy_from", str),
+        ("limits", Tuple[int, int]),
+        ("socket_bytes", int),
     ],
 )
 HostFacts.__doc__ = """What the host has; None where it could not be read (then it is not judged).
@@ -58,7 +63,8 @@ HostFacts.__doc__ = """What the host has; None where it could not be read (then 
 port_range, reserved: net.ipv4.ip_local_port_range and ip_local_reserved_ports; busy: per source address the
 ports that cannot be used towards the target now; nofile: the limit one process can reach; memory_available in
 bytes; files_free: fs.file-max less open files; conntrack_free: entries; target_here: the target is an address
-of this host, so that it pays for both ends; busy_from: where the busy ports were read.
+of this host, so that it pays for both ends; busy_from: where the busy ports were read; limits: soft and hard
+nofile limit as they are now; socket_bytes: memory of one end of an idle connection.
 """
 
 Refusal = NamedTuple("Refusal", [("ceiling", str), ("allowed", int), ("fix", str), ("sentence", str)])
@@ -217,7 +223,23 @@ def plan_to_dict(plan: Plan, facts: HostFacts) -> Dict[str, object]:
         "usable_ports": plan.usable,
         "busy_ports": plan.busy,
         "busy_from": facts.busy_from,
-        "nofile": {"reachable": facts.nofile, "per_worker": plan.nofile},
+        "nofile": {
+            "soft": facts.limits[0],
+            "hard": facts.limits[1],
+            "reachable": facts.nofile,
+            "per_worker": plan.nofile,
+        },
+        "host": {
+            "port_range": "{}-{}".format(*facts.port_range),
+            "reserved_ports": sum(high - low + 1 for low, high in facts.reserved),
+            "cpus": facts.cpus,
+            "memory_available": facts.memory_available,
+            "bytes_per_connection": facts.socket_bytes,
+            "files_free": facts.files_free,
+            "processes_free": facts.processes_free,
+            "conntrack_free": facts.conntrack_free,
+            "holds_both_ends": facts.target_here,
+        },
         "workers": [
             {
                 "index": share.index,
@@ -296,9 +318,9 @@ def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refus
     if facts.files_free is not None and total * ends > facts.files_free:
         fix = "raise fs.file-max with `inv tune` on this host"
         refuse("open files (fs.file-max)", total * ends, facts.files_free, facts.files_free // ends, fix)
-    need = total * ends * CLIENT_BYTES
+    need = total * ends * facts.socket_bytes
     if facts.memory_available is not None and need > facts.memory_available:
-        allowed = facts.memory_available // (ends * CLIENT_BYTES)
+        allowed = facts.memory_available // (ends * facts.socket_bytes)
         fix = "use fewer connections or more client hosts"
         refuse("bytes of memory", need, facts.memory_available, allowed, fix)
     if facts.conntrack_free is not None and total > facts.conntrack_free:

@@ -238,13 +238,30 @@ class Timeline:
         return out
 
 
+BUSY = 0.9  # share of a processor from which on a worker is taken to be the limit
+
+
 def warnings(
-    rate_asked: Optional[float], rate_got: float, requested: int, reports: Sequence[WorkerReport]
+    rate_asked: Optional[float],
+    rates: Dict[str, float],
+    requested: int,
+    reports: Sequence[WorkerReport],
+    seconds: float,
 ) -> List[str]:
-    """Sentences about the generator itself: what makes its numbers less than they seem."""
+    """Sentences about the generator itself: what makes its numbers less than they seem.
+
+    rates: name -> connects/s that --rate was asked for; seconds: from the first connect to the end.
+    """
     out = []
-    if rate_asked and requested > 1 and rate_got and rate_got < rate_asked * 0.98:
-        out.append("the asked rate of {:g} connects/s was not reached: {:g}".format(rate_asked, rate_got))
+    for name, got in sorted(rates.items()):
+        if rate_asked and requested > 1 and got and got < rate_asked * 0.98:
+            text = "the asked rate of {:g} connects/s was not reached in the {}: {:g}"
+            out.append(text.format(rate_asked, name, got))
+    busy = [r for r in reports if seconds > 0.5 and r.counters["cpu_us"] / 1e6 > BUSY * seconds]
+    if busy:
+        text = "{} of {} workers kept a processor busy for {:.0f}% of the time or more: the generator, not the "
+        text += "server, may have been the limit (more --workers or hosts)"
+        out.append(text.format(len(busy), len(reports), 100 * BUSY))
     slowest = max([r.counters["lag_us"] for r in reports] or [0])
     if slowest > 100000:
         text = (

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import nofile
 import stress_result as results
 import stress_slab as slabs
+import stress_threshold
 import stress_worker
 from histogram import Histogram
 from stress_plan import HostFacts, Plan, plan_to_dict
@@ -34,16 +35,19 @@ Course = NamedTuple(
         ("hold", float),
         ("wait_go", Optional[Callable[[], bool]]),
         ("wait_hold", Optional[Callable[[], bool]]),
+        ("alone", Optional[Callable[[], bool]]),
         ("barrier_timeout", float),
         ("on_status", Callable[[Dict[str, Any]], None]),
         ("options", Dict[str, Any]),
         ("notes", List[str]),
+        ("thresholds", List[stress_threshold.Threshold]),
     ],
 )
 Course.__doc__ = """How the run goes. hold: seconds; wait_go, wait_hold: None, or "may I?" asked until true or
-barrier_timeout seconds have passed; on_status: called with the status object twice a second and at each change
-of state; options: what was asked, kept in the result so that the run can be repeated; notes: sentences, to stand
-before the result's other warnings."""
+barrier_timeout seconds have passed; alone: None, or whether who would answer is gone; on_status: called with the
+status object twice a second and at each change of state; options: what was asked, kept in the result so that the
+run can be repeated; notes: sentences, to stand before the result's other warnings; thresholds: conditions under
+which the verdict is fail."""
 
 
 class _Child:
@@ -147,6 +151,8 @@ class Supervisor:
         if self.course.wait_go and not self._await(self.course.wait_go):
             if not self._stopping:
                 self.message = "no go within {:g} s".format(self.course.barrier_timeout)
+                if self.course.alone and self.course.alone():
+                    self.message = "no go: who started this client is gone"
             self.state = "failed"
             return
         self._began, self._began_wall = time.monotonic(), time.time()
@@ -196,11 +202,13 @@ class Supervisor:
                 busy += 1
 
     def _await(self, question: Callable[[], bool]) -> bool:
-        """Ask until yes (True), the timeout or a stop."""
+        """Ask until yes (True), the timeout, a stop, or until nobody is left who would say yes."""
         end = time.monotonic() + self.course.barrier_timeout
         while not self._stopping and time.monotonic() < end and self._alive():
             if question():
                 return True
+            if self.course.alone and self.course.alone():
+                return False
             self._turn()
         return False
 
@@ -365,9 +373,13 @@ class Supervisor:
         else:
             echoes = results.per_second(totals.echoed, seconds)
         passed = results.is_pass(totals)
+        churn = results.churn(totals, self._hold_seconds) if self.settings.mode == "churn" else None
+        rates = {"ramp": connects}
+        if churn and self._hold_seconds > 0:
+            rates["churn"] = churn["per_second"]
         target = "{}:{}".format(*self.settings.target[:2])
         asked = self.settings.rate
-        return {
+        record = {
             "schema": "tcpfleet.run/1",
             "run_id": "{}-{}".format(time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._began_wall)), os.getpid()),
             "started": results.iso(self._began_wall),
@@ -385,7 +397,7 @@ class Supervisor:
                 "peak": max(self.peak, totals.open),
             },
             "rate": {"connects_per_second": connects, "echoes_per_second": echoes, "asked": asked},
-            "churn": results.churn(totals, self._hold_seconds) if self.settings.mode == "churn" else None,
+            "churn": churn,
             "echoes": {
                 "sent": totals.sent,
                 "verified": totals.echoed,
@@ -397,10 +409,15 @@ class Supervisor:
             "latency_ms": results.latencies(histograms, steady),
             "errors": errors,
             "wall": results.diagnose(errors, totals.requested, self.peak, target),
-            "warnings": self.course.notes + results.warnings(asked, connects, totals.requested, reports),
+            "warnings": self.course.notes
+            + results.warnings(asked, rates, totals.requested, reports, seconds + self._hold_seconds),
             "hosts": [{"host": host, "pid": os.getpid(), "workers": results.worker_rows(reports)}],
             "timeline": self.timeline.points(),
             "plan": plan_to_dict(self.plan, self.facts),
             "histograms": {name: h.to_dict() for name, h in histograms.items()},
             "options": self.course.options,
-        }
+        }  # type: Dict[str, Any]
+        record["thresholds"] = stress_threshold.judge(self.course.thresholds, record)
+        if any(row["failed"] for row in record["thresholds"]):
+            record["verdict"] = "fail"
+        return record

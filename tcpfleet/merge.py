@@ -11,7 +11,10 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from payload import stress_threshold
 from payload.histogram import Histogram
+from payload.stress_threshold import Threshold
+from tcpfleet import walls
 
 COUNTS = ("requested", "established", "verified", "failed")
 ECHOES = ("sent", "verified", "mismatched", "lost")
@@ -33,6 +36,9 @@ def run_record(
     lost: Mapping[str, str],
     observations: Mapping[str, Mapping[str, Any]],
     interrupted: bool,
+    thresholds: Sequence[Threshold] = (),
+    plans: Mapping[int, Any] | None = None,
+    server_plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What run.json holds.
 
@@ -41,6 +47,9 @@ def run_record(
     :param problems: client index -> why it left no result.
     :param lost: host name -> why it is out of reach; the shares of its clients without a result count as failed.
     :param observations: phase -> host -> outcome of observing it.
+    :param thresholds: conditions under which the verdict is fail.
+    :param plans: client index -> its plan, for those that left no result.
+    :param server_plan: what the server's host had for the load (tcpfleet.ceilings), None outside the inventory.
     """
     missing = [share for share in shares if share["index"] not in results]
     hosts_of = {share["index"]: share["host"] for share in shares}
@@ -54,6 +63,8 @@ def run_record(
         [row | {"host": hosts_of[index]} for index, result in results.items() for row in result["errors"]]
         + [_missing_error(share, per_client, problems, lost, started) for share in missing]
     )
+    churns = [result["churn"] for result in results.values() if result.get("churn")]
+    churned = sum(row["verified"] for row in churns)
     ramp = max((result["seconds"]["ramp"] for result in results.values()), default=0.0)
     cut_short = [index for index, result in sorted(results.items()) if result["interrupted"]]
     passed = (
@@ -68,7 +79,7 @@ def run_record(
         name: Histogram.merged(Histogram.from_dict(result["histograms"][name]) for result in results.values())
         for name in HISTOGRAMS
     }
-    return {
+    record: dict[str, Any] = {
         "schema": "tcpfleet.run/1",
         "run_id": run_id,
         "started": started,
@@ -80,17 +91,24 @@ def run_record(
         "target": dict(target),
         "connections": connections,
         "rate": {
-            "connects_per_second": round(connections["established"] / ramp, 1) if ramp else 0.0,
+            "connects_per_second": round((connections["established"] - churned) / ramp, 1) if ramp else 0.0,
             "echoes_per_second": round(sum(result["rate"]["echoes_per_second"] for result in results.values()), 1),
         },
         "echoes": echoes,
+        "churn": {
+            "connects": sum(row["connects"] for row in churns),
+            "verified": churned,
+            "per_second": round(sum(row["per_second"] for row in churns), 1),
+        }
+        if churns
+        else None,
         "seconds": {
             "ramp": round(ramp, 3),
             "hold": max((result["seconds"]["hold"] for result in results.values()), default=0.0),
         },
         "latency_ms": latencies(histograms),
         "errors": errors,
-        "wall": wall(list(results.values()), errors, connections, lost),
+        "wall": None,
         "warnings": [
             f"{hosts_of[index]}, client {index}: was stopped after {results[index]['seconds']['hold']:g} s of hold"
             for index in cut_short
@@ -106,14 +124,47 @@ def run_record(
             "clients": len(shares),
             "per_client": per_client,
             "target": dict(target),
+            "server": server_plan,
             "shares": [
-                dict(share) | {"plan": results[share["index"]]["plan"] if share["index"] in results else None}
+                dict(share)
+                | {
+                    "plan": results[share["index"]]["plan"]
+                    if share["index"] in results
+                    else (plans or {}).get(share["index"])
+                }
                 for share in shares
             ],
             "options": next((result["options"] for result in results.values()), {}),
         },
         "histograms": {name: histogram.to_dict() for name, histogram in histograms.items()},
     }
+    record["thresholds"] = stress_threshold.judge(list(thresholds), record)
+    if any(row["failed"] for row in record["thresholds"]):
+        record["verdict"] = "fail"
+    if record["verdict"] == "fail":
+        record["wall"] = walls.diagnose(
+            walls.Scene(
+                errors=errors,
+                connections=connections,
+                observations=observations,
+                server=target.get("host"),
+                clients=list(dict.fromkeys(share["host"] for share in shares)),
+                lost=lost,
+                said=[
+                    (result["wall"], result["connections"]["failed"])
+                    for result in results.values()
+                    if result["wall"]
+                ],
+                capacity=(server_plan or {}).get("capacity"),
+                slow_connects=sum(
+                    worker.get("slow_connects", 0)
+                    for result in results.values()
+                    for host in result["hosts"]
+                    for worker in host["workers"]
+                ),
+            )
+        )
+    return record
 
 
 def latencies(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
@@ -203,33 +254,6 @@ def _missing_error(
     }
 
 
-def wall(
-    results: Sequence[Mapping[str, Any]],
-    errors: Sequence[Mapping[str, Any]],
-    connections: Mapping[str, int],
-    lost: Mapping[str, str],
-) -> dict[str, str] | None:
-    """The wall that the clients' errors name; the one behind most failures when there are several."""
-    if not errors:
-        return None
-    if errors[0]["errno"] in ("UNREACHABLE", "CLIENT_DIED"):
-        row = errors[0]
-        return {
-            "name": "a client host was lost" if row["host"] in lost else "a stress client died",
-            "evidence": f"{row['count']:,} of {connections['requested']:,} connections were {row['host']}'s: "
-            f"{row['sample']}",
-            "fix": f"see why {row['host']} went away (power, network, out of memory), then run again",
-        }
-    named: dict[str, tuple[int, dict[str, str]]] = {}
-    for result in results:
-        if result["wall"]:
-            count, first = named.get(result["wall"]["name"], (0, dict(result["wall"])))
-            named[result["wall"]["name"]] = (count + result["connections"]["failed"], first)
-    if not named:
-        return None
-    return max(named.values(), key=lambda entry: entry[0])[1]
-
-
 def host_rows(
     shares: Sequence[Mapping[str, Any]],
     results: Mapping[int, Mapping[str, Any]],
@@ -278,6 +302,9 @@ def summary(record: Mapping[str, Any]) -> str:
         f"echoes: {echoes['sent']:,} sent, {echoes['verified']:,} verified byte for byte, "
         f"{echoes['mismatched']:,} mismatched, {echoes['lost']:,} lost",
     ]
+    if record["churn"]:
+        churn = record["churn"]
+        lines.append(f"churn: {churn['connects']:,} connections made anew, {churn['per_second']:,.0f}/s verified")
     for name in ("connect", "service", "response"):
         row = latency[name]
         if row.get("count"):
@@ -287,7 +314,9 @@ def summary(record: Mapping[str, Any]) -> str:
     for row in record["errors"][:5]:
         lines.append(f"error: {row['host']}: {row['count']:,} x {row['errno']} in {row['phase']}: {row['sample']}")
     lines += [f"warning: {text}" for text in record["warnings"][:5]]
+    lines += [f"threshold {stress_threshold.sentence(row)}" for row in record["thresholds"]]
     if record["wall"]:
         lines.append(f"wall: {record['wall']['name']}: {record['wall']['evidence']}")
         lines.append(f"fix: {record['wall']['fix']}")
+        lines += [f"also: {one['name']}: {one['evidence']}" for one in record["wall"].get("also", [])]
     return "\n".join(lines)

@@ -1,10 +1,11 @@
-"""Live progress of a stress run on stderr: a table that redraws on a terminal, plain lines on a pipe.
+"""Live progress of a stress run on stderr: a table that redraws on a terminal, plain lines, or JSON lines.
 
 In: each host's client statuses as they are polled (any thread). Out: one row per host and a total.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -15,15 +16,17 @@ from rich.live import Live
 from rich.table import Table
 
 PLAIN_EVERY = 2.0  # seconds between lines on a pipe
+FORMS = ("rich", "plain", "json")
 
 
 class Progress:
     """Use as a context manager around the time in which `update` is called.
 
     :param requested: connections of the whole run.
+    :param form: a name of FORMS; empty for rich on a terminal and plain elsewhere.
     """
 
-    def __init__(self, requested: int) -> None:
+    def __init__(self, requested: int, form: str = "") -> None:
         self._requested = requested
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._lock = threading.Lock()
@@ -31,9 +34,10 @@ class Progress:
         console = Console(stderr=True)
         self._live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=4)
-            if (console.is_terminal)
+            if (form or ("rich" if console.is_terminal else "plain")) == "rich"
             else None
         )
+        self._json = form == "json"
         self._last_line = ""
 
     def __enter__(self) -> Progress:
@@ -58,14 +62,24 @@ class Progress:
         with self._lock:
             total = _add([client for clients in self._rows.values() for client in clients])
             self._printed = time.monotonic()
+            if self._json:
+                hosts = {host: _add(clients) for host, clients in sorted(self._rows.items())}
+                row = {"seconds": round(self._printed - self._started, 1), "requested": self._all(total)}
+                print(json.dumps(row | {"total": total, "hosts": hosts}), file=sys.stderr, flush=True)
+                return
             line = (
-                f"{total['state']}: {total['open']:,} open, {total['verified']:,} of {self._requested:,} "
+                f"{total['state']}: {total['open']:,} open, {total['verified']:,} of {self._all(total):,} "
                 f"verified, {total['failed']:,} failed, {total['connects']:,.0f} connects/s, "
                 f"{total['echoes']:,.0f} echoes/s"
+                + ("" if total["p99"] is None else f", p99 {total['p99']:.1f} ms")
             )
             if line != self._last_line:
                 self._last_line = line
                 print(f"{self._printed - self._started:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+    def _all(self, total: dict[str, Any]) -> int:
+        """Connections of the whole run; churn begins more than were asked at first."""
+        return max(self._requested, int(total["requested"]))
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -79,7 +93,7 @@ class Progress:
         for host, row in rows.items():
             table.add_row(host, *_cells(row))
         if len(rows) > 1:
-            table.add_row(f"all of {self._requested:,}", *_cells(everything), style="bold")
+            table.add_row(f"all of {self._all(everything):,}", *_cells(everything), style="bold")
         return table
 
 
@@ -107,6 +121,7 @@ def _add(clients: list[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         "state": min(states, key=lambda state: order.index(state) if state in order else 0, default="starting"),
+        "requested": int(total("connections", "requested")),
         "open": int(total("connections", "open")),
         "verified": int(total("connections", "verified")),
         "failed": int(total("connections", "failed")),

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tcpfleet import __version__, deploy, merge, report, runs
+from payload import stress_threshold
+from tcpfleet import __version__, ceilings, deploy, merge, report, runs
 from tcpfleet.errors import BadInput, HostFailed, Interrupted, Refused, Unreachable
 from tcpfleet.fleet import Fleet, Outcome
 from tcpfleet.progress import Progress
+from tcpfleet.report_data import dig
 
 if TYPE_CHECKING:
     from tcpfleet.inventory import Host, Inventory
@@ -56,6 +58,7 @@ class Request:
 
     :ivar client_options: options of stress_client.py, passed through under the same names.
     :ivar command: the command line that repeats it.
+    :ivar thresholds: conditions under which the verdict is fail, as typed.
     """
 
     clients: int
@@ -63,6 +66,7 @@ class Request:
     target: Target
     client_options: tuple[tuple[str, str], ...]
     command: str
+    thresholds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,19 +157,62 @@ class Run:
         self.cancelled = threading.Event()
         self._starting = threading.Lock()
         self.interrupted = False
+        self.capacity: int | None = None
+        self.plans: dict[int, Any] = {}
+        self.server_plan: dict[str, Any] | None = None
         self.lost: dict[str, str] = {}
         self.observed: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Outcome[None]] = {}
 
-    def execute(self, fleet: Fleet) -> dict[str, Any]:
-        """Run it all; returns what run.json holds. Nothing of it is left running, whatever happens."""
-        progress = Progress(self.request.clients * self.request.per_client)
-        try:
+    def execute(self, fleet: Fleet, form: str = "") -> dict[str, Any]:
+        """Run it all; returns what run.json holds. Nothing of it is left running, whatever happens.
+
+        :param form: of the progress, see `tcpfleet.progress.FORMS`.
+        """
+
+        def load(progress: Progress) -> None:
             self._start(fleet)
             self._open_folder()
             with progress:
                 self._each(fleet, lambda session: self._ramp(session, progress))
                 self._each(fleet, lambda session: self._hold(session, progress), self.all_hosts)
+
+        return self._led(fleet, form, load)
+
+    def detach(self, fleet: Fleet) -> None:
+        """Start it and leave it to its hosts: `attach` follows it and fetches what came of it."""
+        try:
+            self._start(fleet)
+            self._open_folder()
+            # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
+            self._each(fleet, self._release_all)
+        except BaseException:
+            self._stop(fleet)
+            raise
+
+    def attach(self, fleet: Fleet, form: str = "") -> dict[str, Any]:
+        """Follow a run of an earlier command to its end, and finish it."""
+        self.begun = {host.name for host in self.client_hosts}
+        clients = set(self.begun)
+
+        def follow(session: Session, progress: Progress) -> None:
+            if session.host.name not in clients:
+                self._observe(session, "peak")
+                return
+            self._follow(session, progress, ("ramped", "hold", "closing", *FINAL))
+            self._observe(session, "peak")
+            self._follow(session, progress, FINAL)
+
+        def load(progress: Progress) -> None:
+            with progress:
+                self._each(fleet, lambda session: follow(session, progress), self.all_hosts)
+
+        return self._led(fleet, form, load)
+
+    def _led(self, fleet: Fleet, form: str, load: Callable[[Progress], None]) -> dict[str, Any]:
+        """Do `load`, end the clients when it is interrupted, and finish."""
+        try:
+            load(Progress(self.request.clients * self.request.per_client, form))
         except KeyboardInterrupt:
             self.interrupted = True
             print("\nstopping the clients ... (Ctrl-C again to stop waiting for them)", file=sys.stderr)
@@ -208,6 +255,7 @@ class Run:
             answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
 
         outcomes = fleet.run(start, self.all_hosts, at_once=True)
+        self.plans = {int(answer["index"]): answer["plan"] for answer in answers}
         refused = _by_message([a for a in answers if a["code"] == Refused.exit_code])
         failed = _by_message([a for a in answers if a["code"] not in (0, Refused.exit_code)])
         said = {
@@ -215,6 +263,7 @@ class Run:
             for status in ("unreachable", "failed")
         }
         unreachable, broken = said["unreachable"], said["failed"]
+        refused += self._plan_server()
         if refused:
             raise Refused(_because("the plan was refused, nothing was started", refused + unreachable))
         if unreachable:
@@ -237,6 +286,7 @@ class Run:
             kind = Unreachable if outcome.status == "unreachable" else HostFailed
             raise kind(f"nothing was started: {target.host.name}: {outcome.error}")
         state = outcome.value
+        self.capacity = state["capacity"]
         if not state["listening"]:
             raise Refused(
                 f"{target.host.name}: nothing listens on port {target.port}: "
@@ -248,6 +298,24 @@ class Run:
                 f"{target.host.name}: the server can hold {capacity:,} connections, {wanted:,} are asked: "
                 f"`inv deploy-server --max-connections {wanted}`"
             )
+
+    def _plan_server(self) -> list[str]:
+        """What the server's host cannot hold, a sentence each; keeps the facts for run.json."""
+        host = self.request.target.host
+        if host is None:
+            return []
+        before = {name: seen.get("observation") or {} for name, seen in self.observed.get("before", {}).items()}
+        if host.name not in before:
+            return []
+        self.server_plan = ceilings.facts(before[host.name], self.capacity, self.request.target.port)
+        wanted = self.request.clients * self.request.per_client
+        machine = self.server_plan["boot_id"]
+        clients_here = sum(
+            machine is not None and dig(before.get(share.host.name), "identity", "boot_id") == machine
+            for share in self.shares
+        )
+        found = ceilings.refusals(self.server_plan, wanted, wanted + clients_here * self.request.per_client)
+        return [f"{host.name}: {sentence}" for sentence in found]
 
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
@@ -318,6 +386,9 @@ class Run:
             lost=self.lost,
             observations=self.observed,
             interrupted=self.interrupted,
+            thresholds=[stress_threshold.parse(text) for text in self.request.thresholds],
+            plans=self.plans,
+            server_plan=self.server_plan,
         )
         runs.write_json(self.folder / "run.json", run)
         return run
@@ -336,6 +407,9 @@ class Run:
             },
             "client_options": [list(pair) for pair in self.request.client_options],
             "command": self.request.command,
+            "thresholds": list(self.request.thresholds),
+            "server": self.server_plan,
+            "plans": {str(index): plan for index, plan in sorted(self.plans.items())},
             "shares": [[share.index, share.host.name, share.position, share.of] for share in self.shares],
         }
 
@@ -356,10 +430,13 @@ class Run:
                 target,
                 tuple((name, value) for name, value in plan["client_options"]),
                 plan["command"],
+                tuple(plan["thresholds"]),
             )
             shares = [Share(index, hosts[name], position, of) for index, name, position, of in plan["shares"]]
             run = cls(request, shares, plan["run_id"])
             run.started = plan["started"]
+            run.server_plan = plan["server"]
+            run.plans = {int(index): one for index, one in plan["plans"].items()}
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{folder / 'plan.json'} does not fit this inventory: {error}") from None
         run.folder = folder
@@ -445,6 +522,10 @@ class Run:
     def _release(self, session: Session, barrier: str) -> None:
         if not self.cancelled.is_set():
             checked(session.call("stress", {"action": "release", "run_id": self.run_id, "barrier": barrier}))
+
+    def _release_all(self, session: Session) -> None:
+        self._release(session, "hold")
+        self._release(session, "go")
 
     def _follow(self, session: Session, progress: Progress, until: Sequence[str]) -> None:
         while not self.cancelled.is_set():

@@ -8,19 +8,41 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from payload import stress_message
+from payload import stress_message, stress_threshold
 from tcpfleet import merge, runs
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
+from tcpfleet.progress import FORMS
 from tcpfleet.stress import Request, Run, checked, resolve_target, spread
 
 if TYPE_CHECKING:
     from tcpfleet.link import Session
+
+
+@dataclass(frozen=True)
+class How:
+    """How a load is led, beside what it is.
+
+    :ivar fail_if: conditions under which the verdict is fail.
+    :ivar plan: show the plan and take everything back.
+    :ivar detach: start it and leave.
+    :ivar attach: run id to follow; :ivar repeat: run id whose plan is run again.
+    :ivar form: of the progress.
+    """
+
+    fail_if: Sequence[str] = ()
+    plan: bool = False
+    detach: bool = False
+    attach: str = ""
+    repeat: str = ""
+    form: str = ""
+
 
 MOST_CLIENTS = 1000
 LONGEST_VALUE = 120_000  # Linux takes 128 KiB for one argument
@@ -33,12 +55,63 @@ def stress(
     target: str,
     allow_target: bool,
     client_options: Mapping[str, str | bool],
+    how: How | None = None,
 ) -> Answer:
     """Run a load and say what came of it.
 
     :param client_options: name -> value of stress_client.py's own options, True for a switch; empty values are
         left to it.
+    :param how: the rest of what was typed.
     """
+    how = how or How()
+    if how.form and how.form not in FORMS:
+        raise BadInput(f"--progress {how.form!r} is not one of {', '.join(FORMS)}")
+    if how.attach:
+        return attach(options, how)
+    if how.repeat:
+        run = Run.from_folder(folder_of(how.repeat, "--repeat"), options.inventory)
+        run = Run(run.request, run.shares, runs.new_run_id())
+    else:
+        run = planned(options, clients, per_client, target, allow_target, client_options, how.fail_if)
+    runs.check_writable()
+    where, each, count = run.request.target, run.request.per_client, run.request.clients
+    options.say(
+        f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
+        f"{where.address}:{where.port} from {', '.join(host.name for host in run.client_hosts)}"
+    )
+    with options.fleet(run.all_hosts) as fleet:
+        if options.check or how.plan:
+            run.check(fleet)
+            for line in plan_words(run):
+                options.say(line)
+            options.say("check: every client's plan holds; nothing was connected and nothing is left running")
+            plan = {"server": run.server_plan, "clients": run.plans}
+            return Answer({"check": True, "run_id": run.run_id, "plan": plan})
+        if how.detach:
+            run.detach(fleet)
+            options.say(f"it runs without this command; inv stress --attach {run.run_id} follows it and reports")
+            return Answer({"run_id": run.run_id, "detached": True})
+        record = run.execute(fleet, how.form)
+    return said(options, run, record)
+
+
+def planned(
+    options: Options,
+    clients: str,
+    per_client: str,
+    target: str,
+    allow_target: bool,
+    client_options: Mapping[str, str | bool],
+    fail_if: Sequence[str],
+) -> Run:
+    """The run that was asked for, not started.
+
+    :raises BadInput: an option that makes no sense.
+    """
+    try:
+        thresholds = tuple(stress_threshold.parse(text).text for text in fail_if)
+    except stress_threshold.ThresholdError as error:
+        raise BadInput(str(error)) from None
     hosts = options.select("clients")
     count = number("--clients", clients or len(hosts), 1, MOST_CLIENTS)
     each = number("--per-client", per_client, 1, 10**7)
@@ -49,6 +122,7 @@ def stress(
     for name, value in client_options.items():
         if value:
             words.append(f"--{name}" if value is True else f"--{name} {shlex.quote(str(value))}")
+    words += [f"--fail-if {shlex.quote(text)}" for text in thresholds]
     command = " ".join(["inv stress", *words])
     request = Request(
         clients=count,
@@ -60,19 +134,56 @@ def stress(
             if value
         ),
         command=command + (" --allow-target" if allow_target else ""),
+        thresholds=thresholds,
     )
-    run = Run(request, spread(count, hosts), runs.new_run_id())
-    runs.check_writable()
-    options.say(
-        f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
-        f"{where.address}:{where.port} from {', '.join(host.name for host in run.client_hosts)}"
-    )
+    return Run(request, spread(count, hosts), runs.new_run_id())
+
+
+def attach(options: Options, how: How) -> Answer:
+    """Follow a run that goes on without its controller, fetch its results and say what came of it."""
+    folder = folder_of(how.attach, "--attach")
+    if (folder / "run.json").exists():
+        raise BadInput(f"run {folder.name} is finished: inv collect-report --run {folder.name} shows it")
+    run = Run.from_folder(folder, options.inventory)
     with options.fleet(run.all_hosts) as fleet:
-        if options.check:
-            run.check(fleet)
-            options.say("check: every client's plan holds; nothing was connected and nothing is left running")
-            return Answer({"check": True, "run_id": run.run_id})
-        record = run.execute(fleet)
+        record = run.attach(fleet, how.form)
+    return said(options, run, record)
+
+
+def folder_of(run_id: str, option: str) -> Path:
+    """The folder of the run that an option names (`latest` is the newest), with its plan.
+
+    :raises BadInput: there is none.
+    """
+    folder = runs.find(run_id)
+    if folder is None or not (folder / "plan.json").exists():
+        raise BadInput(f"{option} {run_id}: there is no load of that name")
+    return folder
+
+
+def plan_words(run: Run) -> list[str]:
+    """The plan for people: a line per client, and one for the server."""
+    lines = []
+    for share in run.shares:
+        plan = run.plans.get(share.index) or {}
+        workers = plan["workers"]
+        memory, nofile = plan["host"]["memory_available"], plan["nofile"]
+        lines.append(
+            f"  {share.host.name}, client {share.index}: {plan['connections']:,} connections from "
+            f"{', '.join(plan['sources'][:4])}{' ...' if len(plan['sources']) > 4 else ''} ports {plan['ports']} "
+            f"({plan['usable_ports']:,} usable, {plan['busy_ports']:,} busy), {len(workers)} workers of up to "
+            f"{max(worker['connections'] for worker in workers):,} connections (open files: soft "
+            f"{nofile['soft']:,}, hard {nofile['hard']:,}, reachable {nofile['reachable']:,})"
+            + ("" if memory is None else f", {memory / 2**20:,.0f} MiB of memory free")
+        )
+    if run.server_plan is not None and run.request.target.host is not None:
+        known = [f"{key.replace('_', ' ')} {value}" for key, value in run.server_plan.items() if value is not None]
+        lines.append(f"  {run.request.target.host.name}, server: {', '.join(known)}")
+    return lines
+
+
+def said(options: Options, run: Run, record: dict[str, Any]) -> Answer:
+    """What came of a run, for people and as an answer."""
     options.say(merge.summary(record))
     options.say(f"run.json: {shown(run.folder)}/run.json   report: inv collect-report")
     codes = exit_codes(run.outcomes)

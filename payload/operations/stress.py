@@ -1,9 +1,9 @@
 """Stress clients on this host: start them as daemons, follow them, release their barriers, fetch results.
 
 Every client of a run has a folder ``STATE/runs/RUN_ID/client-INDEX`` that the client itself fills
-(stress_client.py --detach): pid, log, status.json while it runs, result.json at its end. Because all that
-counts is in these files, a run goes on when the controller's connection drops, and any later agent can
-pick it up.
+(stress_client.py --detach): pid, log, plan.json, status.json while it runs, result.json at its end. Because all
+that counts is in these files, a run goes on when the controller's connection drops, and any later agent can
+pick it up. ``leader`` in the run's folder names the agent that led last.
 
 ``args["action"]`` is one of ACTIONS; all but `list` take ``run_id``.
 """
@@ -48,9 +48,10 @@ def state_directory():
 
 
 def start(folder, args, context):
-    """Start ``clients``: [{"index", "arguments"}]; returns ``clients``: [{"index", "code", "message"}].
+    """Start ``clients``: [{"index", "arguments"}]; returns ``clients``: [{"index", "code", "message", "plan"}].
 
-    Code 0: it waits at its barrier. 5: its plan was refused. Nothing has connected yet in either case.
+    Code 0: it waits at its barrier, and plan is its plan. 5: its plan was refused. Nothing has connected yet in
+    either case.
     """
     try:
         _private(os.path.dirname(folder))
@@ -59,6 +60,7 @@ def start(folder, args, context):
         raise OperationError("{} exists: this machine is in the run under two names; name it once".format(folder))
     except OSError as error:
         raise OperationError("cannot create {}: {}".format(folder, error.strerror))
+    _lead(folder)
     programs = _install_programs(context.sources)
     answers = []
 
@@ -72,7 +74,11 @@ def start(folder, args, context):
             code = 2 if done.timed_out else done.returncode
         except OSError as error:
             code, text = 2, "cannot start {}: {}".format(argv[0], error.strerror)
-        answers.append({"index": client["index"], "code": code, "message": text})
+        answer = {"index": client["index"], "code": code, "message": text, "plan": None}
+        if code == 0:
+            with open(os.path.join(place, "plan.json")) as source:
+                answer["plan"] = json.load(source)
+        answers.append(answer)
 
     threads = [threading.Thread(target=one, args=(client,)) for client in args["clients"]]
     for thread in threads:
@@ -88,6 +94,7 @@ def start(folder, args, context):
 
 def poll(folder, args, context):
     """Each client's status.json as ``clients``: [{"index", "alive", ...}]; waits ``wait`` seconds first."""
+    _lead(folder)
     time.sleep(min(float(args.get("wait", 0)), 5.0))
     return {"changed": False, "msg": "", "clients": [_status(folder, name) for name in _clients(folder)]}
 
@@ -97,6 +104,7 @@ def release(folder, args, context):
     name = args.get("barrier")
     if name not in ("go", "hold"):
         raise OperationError("stress: unknown barrier {!r}".format(name))
+    _lead(folder)
     for client in _clients(folder):
         with open(os.path.join(folder, client, name), "w"):
             pass
@@ -174,6 +182,16 @@ ACTIONS = {
 
 
 # -- small things ----------------------------------------------------------------------------------------
+
+
+def _lead(folder):
+    """Name this agent as the one that opens the run's barriers: clients that wait for a dead one stop waiting."""
+    if not os.path.isdir(folder):
+        return
+    draft = os.path.join(folder, "leader.{}".format(os.getpid()))
+    with open(draft, "w") as target:
+        target.write("{} {}\n".format(os.getpid(), daemon.process_start_time(os.getpid())))
+    os.rename(draft, os.path.join(folder, "leader"))
 
 
 def _install_programs(sources):

@@ -597,7 +597,9 @@ def test_bad_use_is_one_sentence_and_exit_1(python):
 
 
 def test_too_many_connections_for_one_address_are_refused(serve):
-    done = subprocess.run(command(serve().port, "--connections", "70k"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(serve().port, "--connections", "70k", "--source", "127.0.0.1"), capture_output=True, text=True
+    )
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert done.returncode == 5
     assert f"{low}-{high}" in done.stderr
@@ -696,6 +698,27 @@ def test_no_hold_goes_on_by_itself(serve, tmp_path):
     assert finished(directory)["verdict"] == "pass"
 
 
+def test_a_client_whose_leader_is_gone_does_not_wait_for_it(serve, tmp_path):
+    leader = subprocess.Popen(["sleep", "60"])
+    born = Path(f"/proc/{leader.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    (tmp_path / "leader").write_text(f"{leader.pid} {born}\n")
+    # The program's own patience is 15 s: too long for a test.
+    short = "import stress_client as c; c.Leader.ALONE_SECONDS = 0.5; sys.exit(c.main())"
+    for name, go in (("one", False), ("two", True)):
+        words = command(serve().port, "--connections", 10, "--hold", 0.1, "--detach", tmp_path / name, "--barrier")
+        argv = [words[0], "-c", f"import sys; sys.path.insert(0, {str(CLIENT.parent)!r}); " + short, *words[2:]]
+        assert subprocess.run(argv).returncode == 0
+        if go:
+            (tmp_path / name / "go").touch()
+            wait_for(lambda name=name: state(tmp_path / name) == "ramped")
+    time.sleep(0.8)
+    assert (state(tmp_path / "one"), state(tmp_path / "two")) == ("ready", "ramped")
+    leader.kill()
+    leader.wait()
+    assert finished(tmp_path / "two")["verdict"] == "pass"
+    assert "is gone" in finished(tmp_path / "one")["message"]
+
+
 def test_detach_says_why_it_cannot(serve, tmp_path):
     port = serve().port
     taken = subprocess.run(
@@ -704,7 +727,8 @@ def test_detach_says_why_it_cannot(serve, tmp_path):
     assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
     assert "exists already" in taken.stderr
     directory = tmp_path / "new"
-    refused = subprocess.run(command(port, "--connections", "70k", "--detach", directory), capture_output=True)
+    many = ["--connections", "70k", "--source", "127.0.0.1", "--detach", directory]
+    refused = subprocess.run(command(port, *many), capture_output=True)
     assert refused.returncode == 5
     assert not directory.exists()
 

@@ -29,6 +29,8 @@ def facts(**change):
         conntrack_free=None,
         target_here=True,
         busy_from="sock_diag",
+        limits=(1024, 20000),
+        socket_bytes=4000,
     )
     return base._replace(**change)
 
@@ -179,7 +181,7 @@ def test_messages(text, conn, seq, expected):
         ("", "empty"),
         (r"\q", r"unknown escape \q"),
         ("end\\", "unknown escape"),
-        ("{host}", "unknown placeholder {host}"),
+        ("{hosts}", "unknown placeholder {hosts}"),
         ("{", "unknown placeholder {"),
         ("x" * (1 << 20) + "y", "longer than 1,048,576"),
     ],

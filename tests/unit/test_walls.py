@@ -1,0 +1,271 @@
+"""Which wall a run hit: tables of errors and recorded counters of both ends."""
+
+from typing import Any
+
+import pytest
+
+from tcpfleet import ceilings, limit, walls
+from tcpfleet.limit import Search, Try, next_try
+from tests.report_samples import observation
+
+
+def seen(phase: str, **hosts: Any) -> dict:
+    return {phase: {name: {"status": "ok", "observation": one} for name, one in hosts.items()}}
+
+
+def errors(*rows: tuple[str, str, int]) -> list[dict]:
+    return [
+        {"phase": phase, "errno": name, "count": count, "host": "c1", "sample": "first"}
+        for phase, name, count in rows
+    ]
+
+
+def server(overflows: int = 0, **more: Any) -> dict:
+    return observation("s1", drops=overflows, **more)
+
+
+def counters(netstat: dict | None = None, softnet: int = 0, pages: int = 5) -> dict:
+    return {
+        "netstat": {"TcpExt": {"ListenOverflows": 0, "ListenDrops": 0} | (netstat or {})},
+        "softnet_stat": {"dropped": softnet},
+        "sockstat": {"TCP": {"mem": pages}},
+    }
+
+
+def cpu(busy: float, idle: float) -> dict:
+    return {"cpus": 2, "user": busy / 2, "system": busy / 2, "nice": 0.0, "irq": 0.0, "softirq": 0.0} | {
+        "steal": 0.0,
+        "idle": idle,
+        "iowait": 0.0,
+    }
+
+
+FULL_PROCESS = {"pid": 1, "processes": [{"pid": 2, "fds": 1022, "nofile": {"soft": 1024, "hard": 1024}}]}
+IDLE_PROCESS = {"pid": 1, "processes": [{"pid": 2, "fds": 22, "nofile": {"soft": 1024, "hard": 1024}}]}
+TIMEOUT = ("echo", "ETIMEDOUT", 40)
+OOM = "memory ran out, a process was killed"
+
+# name of the wall, errors, before, peak and after of the server, words of evidence or fix
+TABLE = [
+    ("the server's accept queue", [TIMEOUT], {}, {}, {"overflows": 7}, ["grew by 7 on s1", "65,535"]),
+    (
+        "the server's accept queue",
+        [TIMEOUT],
+        {"sysctls": {"net.core.somaxconn": "128"}},
+        {"listeners": [{"port": 1883, "accept_queue": 127, "backlog": 128}]},
+        {"overflows": 7},
+        ["holds 128", "net.core.somaxconn with `inv tune`"],
+    ),
+    (
+        "the server's accept queue",
+        [TIMEOUT],
+        {"sysctls": {"net.core.somaxconn": "4096"}},
+        {"listeners": [{"port": 1883, "accept_queue": 3, "backlog": 128}]},
+        {"overflows": 7},
+        ["holds 128", "listen with a longer backlog"],
+    ),
+    (
+        "the server does not accept",
+        [TIMEOUT],
+        {},
+        {"listeners": [{"port": 1883, "accept_queue": 129, "backlog": 128}]},
+        {"overflows": 7},
+        ["129 connections waited", "stuck"],
+    ),
+    (
+        "open files of the server process (nofile)",
+        [("echo", "ETIMEDOUT", 900)],
+        {},
+        {"server": FULL_PROCESS},
+        {"overflows": 7, "server": FULL_PROCESS},
+        ["1 of 1 server processes on s1 had all of their 1,024 open files", "ListenOverflows grew by 7"],
+    ),
+    (
+        "open files of the server process (nofile)",
+        [("echo", "EOF", 900)],
+        {},
+        {"server": IDLE_PROCESS},
+        {"log": {"lines": ["accept4() failed (24: Too many open files)"]}},
+        ["the server's log says: accept4() failed"],
+    ),
+    (
+        "the server's SYN queue",
+        [("connect", "ETIMEDOUT", 3)],
+        {"counters": counters()},
+        {},
+        {"counters": counters({"TCPReqQFullDrop": 12, "TCPReqQFullDoCookies": 5})},
+        ["12 SYNs were dropped and 5 answered with a cookie", "tcp_max_syn_backlog"],
+    ),
+    (
+        "connections dropped by the server's listener",
+        [("connect", "ETIMEDOUT", 3)],
+        {"counters": counters()},
+        {},
+        {"counters": counters({"ListenDrops": 4})},
+        ["ListenDrops grew by 4"],
+    ),
+    (
+        "TCP memory (net.ipv4.tcp_mem)",
+        [TIMEOUT],
+        {"counters": counters()},
+        {"counters": counters(pages=990), "sysctls": {"net.ipv4.tcp_mem": "100 500 1000"}},
+        {"counters": counters({"TCPAbortOnMemory": 3, "TCPMemoryPressures": 1})},
+        ["TCPAbortOnMemory grew by 3", "990 of 1,000 pages"],
+    ),
+    (
+        "packets dropped before TCP saw them (net.core.netdev_max_backlog)",
+        [("connect", "ETIMEDOUT", 3)],
+        {"counters": counters()},
+        {},
+        {"counters": counters(softnet=77)},
+        ["softnet dropped grew by 77"],
+    ),
+    (
+        "connection tracking table",
+        [("connect", "ETIMEDOUT", 3)],
+        {},
+        {"conntrack": {"count": 65530, "max": 65536}},
+        {},
+        ["65,530 of 65,536", "nf_conntrack_max"],
+    ),
+    (
+        "open files of the machine (fs.file-max)",
+        [("connect", "ENFILE", 12)],
+        {},
+        {"files": {"open": 2097000, "unused": 0, "max": 2097152}},
+        {},
+        ["2,097,000 of 2,097,152", "12 connects failed with ENFILE", "fs.file-max"],
+    ),
+    (
+        "memory of s1",
+        [("echo", "EOF", 5)],
+        {},
+        {},
+        {"kernel_log": {"lines": [{"seconds": 1.0, "message": "Killed process 7 (echo)", "means": OOM}]}},
+        ["Killed process 7"],
+    ),
+    ("CPU of s1", [], {"cpu": cpu(10, 10)}, {"cpu": cpu(29, 10.5)}, {}, ["97% busy during the ramp"]),
+]
+
+
+def scene(failed: list, before: dict, peak: dict, after: dict, **more: Any) -> walls.Scene:
+    def made(changes: dict) -> dict:
+        return server(**{"cpu": {}} | changes)
+
+    return walls.Scene(
+        errors=errors(*failed),
+        connections={"requested": 1000, "failed": sum(row[2] for row in failed)},
+        observations=seen("before", s1=made(before)) | seen("peak", s1=made(peak)) | seen("after", s1=made(after)),
+        server="s1",
+        clients=["c1"],
+        lost={},
+        **more,
+    )
+
+
+@pytest.mark.parametrize(("name", "failed", "before", "peak", "after", "words"), TABLE, ids=[r[0] for r in TABLE])
+def test_walls(name: str, failed: list, before: dict, peak: dict, after: dict, words: list[str]) -> None:
+    wall = walls.diagnose(scene(failed, before, peak, after))
+    assert wall is not None and wall["name"] == name
+    for word in words:
+        assert word in wall["evidence"] + wall["fix"]
+
+
+def test_what_the_clients_say_counts_where_counters_are_silent() -> None:
+    said = {"name": "nothing listens", "evidence": "e", "fix": "f"}
+    found = walls.diagnose(scene([("connect", "ECONNREFUSED", 9)], {}, {}, {}, said=[(said, 9)]))
+    assert found == said | {"also": []}
+    assert walls.diagnose(scene([], {}, {}, {"overflows": 9})) is None  # nothing failed, nothing was slow
+
+
+def test_a_client_s_own_limit_comes_before_the_server_s_counters() -> None:
+    said = {"name": "source ports", "evidence": "e", "fix": "f"}
+    failed = [("connect", "EADDRNOTAVAIL", 9)]
+    found = walls.diagnose(scene(failed, {}, {}, {"overflows": 9}, said=[(said, 9)]))
+    assert found is not None and found["name"] == "source ports"
+    assert [one["name"] for one in found["also"]] == ["the server's accept queue"]
+
+
+def test_hosts_of_one_machine_are_counted_once() -> None:
+    files = {"files": {"open": 2097000, "unused": 0, "max": 2097152}}
+    both = {name: observation(name, boot="same", **files) for name in ("s1", "c1")}
+    found = walls.diagnose(
+        walls.Scene(
+            errors=errors(("connect", "ENFILE", 1)),
+            connections={"requested": 10, "failed": 1},
+            observations=seen("peak", **both),
+            server="s1",
+            clients=["c1"],
+            lost={},
+        )
+    )
+    assert found is not None and "on s1, c1 (one machine, counted once)" in found["evidence"]
+
+
+def test_a_reboot_makes_no_deltas() -> None:
+    one = scene([TIMEOUT], {}, {}, {"overflows": 7, "boot": "another"})
+    assert walls.accept_queue(one) is None
+
+
+# ---------------------------------------------------------------- before the load
+
+
+def test_the_server_s_part_of_the_plan() -> None:
+    facts = ceilings.facts(server(server=IDLE_PROCESS), 5000, 1883)
+    assert (facts["capacity"], facts["backlog"], facts["somaxconn"]) == (5000, 65535, "65535")
+    assert (facts["processes"], facts["nofile_per_process"]) == (1, 1024)
+    assert facts["conntrack_free"] is None and facts["tcp_mem"] is None
+    assert facts["files_free"] == 2097152 - 1500
+    assert facts["bytes_per_connection"] == 2368 + 832 + 192 + 128 + 192 + 250
+    assert ceilings.refusals(facts, 5000, 10000) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "ends", "words"),
+    [
+        ({"capacity": 4999}, 5000, 5000, "can hold 4,999 connections, 5,000 are asked: `inv deploy-server --max"),
+        ({"files_free": 9999}, 5000, 10000, "fs.file-max"),
+        ({"conntrack_free": 100}, 101, 101, "nf_conntrack_max"),
+        ({"memory_available": 2**20}, 1000, 2000, "MiB of memory are needed for 2,000 ends"),
+    ],
+)
+def test_refusals_name_ceiling_number_and_fix(changes: dict, wanted: int, ends: int, words: str) -> None:
+    found = ceilings.refusals(ceilings.facts(server(), None, 1883) | changes, wanted, ends)
+    assert len(found) == 1 and words in found[0]
+
+
+def test_an_observation_that_saw_nothing_refuses_nothing() -> None:
+    facts = ceilings.facts({}, None, 1883)
+    assert ceilings.refusals(facts, 10**7, 2 * 10**7) == []
+
+
+# ---------------------------------------------------------------- find-limit
+
+
+@pytest.mark.parametrize("true_limit", [0, 1, 7, 999, 1000, 1500, 63976, 10**6])
+def test_the_search_ends_at_the_limit(true_limit: int) -> None:
+    search, tries = Search(1000, 10**6, 0.05), []
+    while (size := next_try(tries, search)) is not None:
+        tries.append(Try(size, size <= true_limit, ""))
+    assert len(tries) < 25
+    held = max([one.size for one in tries if one.held], default=0)
+    assert held <= true_limit <= max(held * 1.06, held + 1)
+
+
+@pytest.mark.parametrize(
+    ("grow", "size", "rate", "held"),
+    [("connections", 100, 1.0, True), ("rate", 1000, 990.0, True), ("rate", 1000, 900.0, False)],
+)
+def test_a_rate_that_was_not_reached_did_not_hold(grow: str, size: int, rate: float, held: bool) -> None:
+    record = {
+        "connections": {"verified": 100, "requested": 100},
+        "verdict": "pass",
+        "churn": None,
+        "rate": {"connects_per_second": rate},
+        "warnings": [],
+        "wall": None,
+        "thresholds": [],
+        "run_id": "r",
+    }
+    found = limit.judge(size, grow, record)
+    assert found.held is held and (found.wall is None) is held
