@@ -235,7 +235,7 @@ def stop_server(options: Options) -> Answer:
     help={
         "clients": "stress clients, spread over the hosts (default: one per host)",
         "per_client": "connections of each client; 50k is understood",
-        "target": "HOST[:PORT] to connect to (default: group `server`, port 1883)",
+        "target": "HOST[:PORT], several with commas: clients take them in turn (group `server`, port 1883)",
         "allow_target": "the target may be outside the inventory",
         "rate": "connects per second of each client (unlimited)",
         "hold": "seconds to hold all connections after the ramp (10)",
@@ -326,7 +326,7 @@ def stress(
         "precision": "percent within which the limit is found (5)",
         "clients": "stress clients, spread over the hosts (default: one per host)",
         "per_client": "connections of each client, with --grow rate",
-        "target": "HOST[:PORT] to connect to (default: group `server`, port 1883)",
+        "target": "HOST[:PORT], several with commas: clients take them in turn (group `server`, port 1883)",
         "allow_target": "the target may be outside the inventory",
         "hold": "seconds to hold each load (5)",
         "mode": "idle, heartbeat, timer, flood or churn",

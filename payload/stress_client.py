@@ -228,8 +228,8 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     judged = talk.unique_echo and secure is None and options.connections >= stress_probe.FROM
     # Under a controller nothing may connect before its `go`.
     if judged and not (options.plan or in_flight or options.barrier):
-        sources = tuple(itertools.islice(stress_plan.each_port(plan.workers[0].blocks), stress_probe.CONNECTIONS))
-        found = stress_probe.probe(family, target, sources, talk.render, first)
+        ports = tuple(itertools.islice(stress_plan.each_port(plan.workers[0].blocks), stress_probe.CONNECTIONS))
+        found = stress_probe.probe(family, target, ports, talk.render, first)
         if found.mixed:
             in_flight = 1
             notes.append(MIXED.format(found.sample))
@@ -251,7 +251,9 @@ def prepare(options: argparse.Namespace) -> Supervisor:
         mode=options.mode,
         talk=talk,
         secure=secure,
-        ports_by=stress_ports.choose(family, plan.ports, facts.port_range),
+        ports_by=stress_ports.choose(
+            family, plan.ports, facts.port_range, sources == (stress_facts.route_source(family, target),)
+        ),
         interval=options.interval,
         connect_timeout=options.connect_timeout,
         reply_timeout=options.reply_timeout,

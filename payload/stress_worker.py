@@ -141,7 +141,7 @@ class Worker:
         self.window = Window(settings.in_flight, settings.at_once)
         self.bucket = None  # type: Optional[TokenBucket]
         self.ports = each_port(share.blocks)
-        self.take_port = stress_ports.WAYS[settings.ports_by]
+        self.ways = stress_ports.WAYS[settings.ports_by]
         self.churning = False
         self.epoll = select.epoll()
         self._ramping = False
@@ -382,7 +382,7 @@ class Worker:
         ENETUNREACH and so on."""
         settings = self.settings
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        take_port, again = self.take_port, self.churning
+        again = self.churning
         while True:
             address = next(self.ports, None)
             if address is None:
@@ -390,17 +390,18 @@ class Worker:
                     raise OSError(errno.EADDRNOTAVAIL, "every planned source port is in use")
                 self.ports, again = each_port(self.share.blocks), False  # churn: the same ports once more
                 continue
-            sock = _socket.socket(settings.family, kind, 0)
-            try:
-                code = take_port(sock, address) or sock.connect_ex(settings.target)
-                if code in (0, errno.EINPROGRESS):
-                    return sock.detach()
-                if code not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
-                    raise OSError(code, os.strerror(code))
-                # Somebody has this port, or these four numbers are a connection already, perhaps in TIME_WAIT.
-                self.counters[SKIPPED] += 1
-            finally:
-                sock.close()  # does nothing after detach()
+            for take_port in self.ways:
+                sock = _socket.socket(settings.family, kind, 0)
+                try:
+                    code = take_port(sock, address) or sock.connect_ex(settings.target)
+                    if code in (0, errno.EINPROGRESS):
+                        return sock.detach()
+                    if code not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                        raise OSError(code, os.strerror(code))
+                finally:
+                    sock.close()  # does nothing after detach()
+            # Somebody has this port, or these four numbers are a connection already, perhaps in TIME_WAIT.
+            self.counters[SKIPPED] += 1
 
     def _first_write(self, fd: int) -> bool:
         """Send the first message; False when a handshake is not over, or failed."""

@@ -8,13 +8,14 @@ requested = verified + failed, and echoes sent = verified + mismatched + lost.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from payload import stress_threshold
 from payload.histogram import Histogram
 from payload.stress_threshold import Threshold
 from tcpfleet import walls
+from tcpfleet.report_data import dig
 
 COUNTS = ("requested", "established", "verified", "failed")
 ECHOES = ("sent", "verified", "mismatched", "lost")
@@ -26,7 +27,7 @@ def run_record(
     *,
     run_id: str,
     started: str,
-    target: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
     command: str,
     version: str,
     per_client: int,
@@ -38,7 +39,7 @@ def run_record(
     interrupted: bool,
     thresholds: Sequence[Threshold] = (),
     plans: Mapping[int, Any] | None = None,
-    server_plan: Mapping[str, Any] | None = None,
+    server_plans: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What run.json holds.
 
@@ -49,7 +50,8 @@ def run_record(
     :param observations: phase -> host -> outcome of observing it.
     :param thresholds: conditions under which the verdict is fail.
     :param plans: client index -> its plan, for those that left no result.
-    :param server_plan: what the server's host had for the load (tcpfleet.ceilings), None outside the inventory.
+    :param targets: [{"host" (None outside the inventory), "address", "port"}]; the clients took them in turn.
+    :param server_plans: HOST:PORT -> what that server's host had for the load (tcpfleet.ceilings).
     """
     missing = [share for share in shares if share["index"] not in results]
     hosts_of = {share["index"]: share["host"] for share in shares}
@@ -88,7 +90,8 @@ def run_record(
         "command": command,
         "interrupted": interrupted or bool(cut_short),
         "verdict": "pass" if passed else "fail",
-        "target": dict(target),
+        "target": dict(targets[0]),
+        "targets": [dict(target) for target in targets],
         "connections": connections,
         "rate": {
             "connects_per_second": round((connections["established"] - churned) / ramp, 1) if ramp else 0.0,
@@ -118,13 +121,13 @@ def run_record(
             for index, result in sorted(results.items())
             for text in result["warnings"]
         ],
-        "hosts": host_rows(shares, results, target, lost, observations),
+        "hosts": host_rows(shares, results, targets, lost, observations),
         "timeline": timeline,
         "plan": {
             "clients": len(shares),
             "per_client": per_client,
-            "target": dict(target),
-            "server": server_plan,
+            "target": ", ".join(f"{target['address']}:{target['port']}" for target in targets),
+            "servers": dict(server_plans or {}),
             "shares": [
                 dict(share)
                 | {
@@ -142,12 +145,13 @@ def run_record(
     if any(row["failed"] for row in record["thresholds"]):
         record["verdict"] = "fail"
     if record["verdict"] == "fail":
-        record["wall"] = walls.diagnose(
-            walls.Scene(
+        record["wall"] = _wall(
+            targets,
+            lambda target: walls.Scene(
                 errors=errors,
                 connections=connections,
                 observations=observations,
-                server=target.get("host"),
+                server=target["host"],
                 clients=list(dict.fromkeys(share["host"] for share in shares)),
                 lost=lost,
                 said=[
@@ -155,16 +159,24 @@ def run_record(
                     for result in results.values()
                     if result["wall"]
                 ],
-                capacity=(server_plan or {}).get("capacity"),
+                capacity=dig(server_plans, f"{target['host']}:{target['port']}", "capacity"),
                 slow_connects=sum(
                     worker.get("slow_connects", 0)
                     for result in results.values()
                     for host in result["hosts"]
                     for worker in host["workers"]
                 ),
-            )
+            ),
         )
     return record
+
+
+def _wall(
+    targets: Sequence[Mapping[str, Any]], scene: Callable[[Mapping[str, Any]], walls.Scene]
+) -> dict[str, Any] | None:
+    """The wall; with several targets, that of the one whose own counters say most."""
+    found = [wall for target in targets if (wall := walls.diagnose(scene(target))) is not None]
+    return max(found, key=lambda wall: len(wall["also"]), default=None)
 
 
 def latencies(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
@@ -257,7 +269,7 @@ def _missing_error(
 def host_rows(
     shares: Sequence[Mapping[str, Any]],
     results: Mapping[int, Mapping[str, Any]],
-    target: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
     lost: Mapping[str, str],
     observations: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
@@ -270,11 +282,13 @@ def host_rows(
         row["clients"].append(share["index"])
         for host in results.get(share["index"], {}).get("hosts", []):
             row["workers"] += [{"client": share["index"]} | worker for worker in host["workers"]]
-    if target.get("host"):
-        row = rows.setdefault(
-            str(target["host"]), {"name": target["host"], "roles": [], "clients": [], "workers": []}
-        )
-        row["roles"].insert(0, "server")
+    for target in targets:
+        if target.get("host"):
+            row = rows.setdefault(
+                str(target["host"]), {"name": target["host"], "roles": [], "clients": [], "workers": []}
+            )
+            if "server" not in row["roles"]:
+                row["roles"].insert(0, "server")
     for name, row in rows.items():
         row["lost"] = lost.get(name)
         seen: Mapping[str, Any] = next(

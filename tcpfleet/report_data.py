@@ -286,6 +286,12 @@ def plan_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     rows = []
     for name, value in plan.items():
+        if name == "servers" and isinstance(value, Mapping):
+            for server, facts in value.items():
+                known = facts.items() if isinstance(facts, Mapping) else ()
+                words = (f"{str(key).replace('_', ' ')} {_count(one)}" for key, one in known if one is not None)
+                rows.append({"name": f"server {server}", "value": ", ".join(words)})
+            continue
         if name == "shares":
             continue
         if isinstance(value, Mapping):

@@ -56,6 +56,7 @@ class Target:
 class Request:
     """One `inv stress`.
 
+    :ivar targets: the clients take them in turn.
     :ivar client_options: options of stress_client.py, passed through under the same names.
     :ivar command: the command line that repeats it.
     :ivar thresholds: conditions under which the verdict is fail, as typed.
@@ -63,10 +64,22 @@ class Request:
 
     clients: int
     per_client: int
-    target: Target
+    targets: tuple[Target, ...]
     client_options: tuple[tuple[str, str], ...]
     command: str
     thresholds: tuple[str, ...] = ()
+
+    def target_of(self, client: int) -> Target:
+        """What client number `client` connects to."""
+        return self.targets[client % len(self.targets)]
+
+    def wanted(self, target: Target) -> int:
+        """Connections that target gets."""
+        return self.per_client * sum(self.target_of(client) == target for client in range(self.clients))
+
+    def port_on(self, host: str) -> int:
+        """The port to look at on a host: its own as a target, else that of the first."""
+        return next((one.port for one in self.targets if one.host and one.host.name == host), self.targets[0].port)
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,20 @@ def spread(clients: int, hosts: Sequence[Host]) -> list[Share]:
     return shares
 
 
+def resolve_targets(
+    inventory: Inventory, text: str, clients: Sequence[Host], *, allow_outside: bool
+) -> tuple[Target, ...]:
+    """Turn --target, one or several with commas, into addresses; as `resolve_target`."""
+    parts = [part.strip() for part in text.split(",")]
+    found = [resolve_target(inventory, part, clients, allow_outside=allow_outside) for part in parts]
+    for place, target in enumerate(found):
+        if target in found[:place] or (len(parts) > 1 and not parts[place]):
+            raise BadInput(f"--target {text!r} names a target twice, or none between two commas")
+    return tuple(found)
+
+
 def resolve_target(inventory: Inventory, text: str, clients: Sequence[Host], *, allow_outside: bool) -> Target:
-    """Turn --target into an address.
+    """Turn one target into an address.
 
     :param text: HOST[:PORT]; empty for the group `server`, or for this machine when all clients run on it.
     :raises BadInput: an unknown host without --allow-target, no server, or several.
@@ -148,18 +173,18 @@ class Run:
     def __init__(self, request: Request, shares: Sequence[Share], run_id: str) -> None:
         self.request, self.shares, self.run_id = request, shares, run_id
         self.client_hosts = list({share.host.name: share.host for share in shares}.values())
-        target = request.target.host
-        names = {host.name for host in self.client_hosts}
-        self.all_hosts = self.client_hosts + ([target] if target and target.name not in names else [])
+        hosts = {host.name: host for host in self.client_hosts}
+        hosts |= {one.host.name: one.host for one in request.targets if one.host}
+        self.all_hosts = list(hosts.values())
         self.folder: Path | None = None
         self.started = ""
         self.begun: set[str] = set()  # hosts on which clients may have been started; final once cancelled
         self.cancelled = threading.Event()
         self._starting = threading.Lock()
         self.interrupted = False
-        self.capacity: int | None = None
+        self.capacity: dict[Target, int | None] = {}
         self.plans: dict[int, Any] = {}
-        self.server_plan: dict[str, Any] | None = None
+        self.server_plans: dict[str, dict[str, Any]] = {}
         self.lost: dict[str, str] = {}
         self.observed: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Outcome[None]] = {}
@@ -273,8 +298,12 @@ class Run:
             raise kind(_because("nothing was started", broken + failed))
 
     def _check_server(self, fleet: Fleet) -> None:
-        """Refuse what the server says it cannot hold, before a client is started."""
-        target, wanted = self.request.target, self.request.clients * self.request.per_client
+        """Refuse what a server says it cannot hold, before a client is started."""
+        for target in self.request.targets:
+            self._check_target(fleet, target)
+
+    def _check_target(self, fleet: Fleet, target: Target) -> None:
+        wanted = self.request.wanted(target)
         if target.host is None:
             return
 
@@ -286,7 +315,7 @@ class Run:
             kind = Unreachable if outcome.status == "unreachable" else HostFailed
             raise kind(f"nothing was started: {target.host.name}: {outcome.error}")
         state = outcome.value
-        self.capacity = state["capacity"]
+        self.capacity[target] = state["capacity"]
         if not state["listening"]:
             raise Refused(
                 f"{target.host.name}: nothing listens on port {target.port}: "
@@ -300,22 +329,24 @@ class Run:
             )
 
     def _plan_server(self) -> list[str]:
-        """What the server's host cannot hold, a sentence each; keeps the facts for run.json."""
-        host = self.request.target.host
-        if host is None:
-            return []
+        """What the servers' hosts cannot hold, a sentence each; keeps the facts for run.json."""
         before = {name: seen.get("observation") or {} for name, seen in self.observed.get("before", {}).items()}
-        if host.name not in before:
-            return []
-        self.server_plan = ceilings.facts(before[host.name], self.capacity, self.request.target.port)
-        wanted = self.request.clients * self.request.per_client
-        machine = self.server_plan["boot_id"]
-        clients_here = sum(
-            machine is not None and dig(before.get(share.host.name), "identity", "boot_id") == machine
-            for share in self.shares
-        )
-        found = ceilings.refusals(self.server_plan, wanted, wanted + clients_here * self.request.per_client)
-        return [f"{host.name}: {sentence}" for sentence in found]
+        found: list[str] = []
+        for target in self.request.targets:
+            host = target.host
+            if host is None or host.name not in before:
+                continue
+            facts = ceilings.facts(before[host.name], self.capacity.get(target), target.port)
+            self.server_plans[f"{host.name}:{target.port}"] = facts
+            machine = facts["boot_id"]
+            clients_here = sum(
+                machine is not None and dig(before.get(share.host.name), "identity", "boot_id") == machine
+                for share in self.shares
+            )
+            wanted = self.request.wanted(target)
+            sentences = ceilings.refusals(facts, wanted, wanted + clients_here * self.request.per_client)
+            found += [f"{host.name}: {sentence}" for sentence in sentences]
+        return found
 
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
@@ -368,15 +399,10 @@ class Run:
             if outcome.status != "ok":
                 self._keep("after", outcome.host.name, {"status": outcome.status, "error": str(outcome.error)})
         results = {int(path.stem): runs.read_json(path) for path in sorted(fetched.glob("[0-9]*.json"))}
-        target = self.request.target
         run = merge.run_record(
             run_id=self.run_id,
             started=self.started,
-            target={
-                "host": target.host.name if target.host else None,
-                "address": target.address,
-                "port": target.port,
-            },
+            targets=[_target_row(target) for target in self.request.targets],
             command=self.request.command,
             version=__version__,
             per_client=self.request.per_client,
@@ -388,27 +414,22 @@ class Run:
             interrupted=self.interrupted,
             thresholds=[stress_threshold.parse(text) for text in self.request.thresholds],
             plans=self.plans,
-            server_plan=self.server_plan,
+            server_plans=self.server_plans,
         )
         runs.write_json(self.folder / "run.json", run)
         return run
 
     def _to_plan(self) -> dict[str, Any]:
-        target = self.request.target
         return {
             "run_id": self.run_id,
             "started": self.started,
             "clients": self.request.clients,
             "per_client": self.request.per_client,
-            "target": {
-                "host": target.host.name if target.host else None,
-                "address": target.address,
-                "port": target.port,
-            },
+            "targets": [_target_row(target) for target in self.request.targets],
             "client_options": [list(pair) for pair in self.request.client_options],
             "command": self.request.command,
             "thresholds": list(self.request.thresholds),
-            "server": self.server_plan,
+            "servers": self.server_plans,
             "plans": {str(index): plan for index, plan in sorted(self.plans.items())},
             "shares": [[share.index, share.host.name, share.position, share.of] for share in self.shares],
         }
@@ -422,12 +443,14 @@ class Run:
         plan = runs.read_json(folder / "plan.json")
         try:
             hosts = inventory.hosts
-            where = plan["target"]
-            target = Target(hosts[where["host"]] if where["host"] else None, where["address"], where["port"])
+            targets = tuple(
+                Target(hosts[where["host"]] if where["host"] else None, where["address"], where["port"])
+                for where in plan["targets"]
+            )
             request = Request(
                 plan["clients"],
                 plan["per_client"],
-                target,
+                targets,
                 tuple((name, value) for name, value in plan["client_options"]),
                 plan["command"],
                 tuple(plan["thresholds"]),
@@ -435,7 +458,7 @@ class Run:
             shares = [Share(index, hosts[name], position, of) for index, name, position, of in plan["shares"]]
             run = cls(request, shares, plan["run_id"])
             run.started = plan["started"]
-            run.server_plan = plan["server"]
+            run.server_plans = plan["servers"]
             run.plans = {int(index): one for index, one in plan["plans"].items()}
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{folder / 'plan.json'} does not fit this inventory: {error}") from None
@@ -511,7 +534,8 @@ class Run:
         return outcomes
 
     def _arguments(self, share: Share) -> list[str]:
-        arguments = [self.request.target.address, str(self.request.target.port)]
+        target = self.request.target_of(share.index)
+        arguments = [target.address, str(target.port)]
         arguments += ["--connections", str(self.request.per_client), "--slice", f"{share.position}/{share.of}"]
         arguments += ["--first-conn", str(share.index * self.request.per_client)]
         for name, value in self.request.client_options:
@@ -537,12 +561,16 @@ class Run:
     def _observe(self, session: Session, phase: str) -> None:
         if self.observed.get(phase, {}).get(session.host.name, {}).get("status") == "ok":
             return  # a stage that is repeated after a lost connection comes too late to look again
-        self._keep(phase, session.host.name, deploy.observe(session, self.request.target.port))
+        self._keep(phase, session.host.name, deploy.observe(session, self.request.port_on(session.host.name)))
 
     def _keep(self, phase: str, host: str, outcome: dict[str, Any]) -> None:
         self.observed.setdefault(phase, {})[host] = outcome
         if self.folder is not None:
             report.save_observation(self.folder, phase, host, outcome)
+
+
+def _target_row(target: Target) -> dict[str, Any]:
+    return {"host": target.host.name if target.host else None, "address": target.address, "port": target.port}
 
 
 def checked(result: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 from tcpfleet.progress import FORMS
-from tcpfleet.stress import Request, Run, checked, resolve_target, spread
+from tcpfleet.stress import Request, Run, checked, resolve_targets, spread
 
 if TYPE_CHECKING:
     from tcpfleet.link import Session
@@ -74,10 +74,11 @@ def stress(
     else:
         run = planned(options, clients, per_client, target, allow_target, client_options, how.fail_if)
     runs.check_writable()
-    where, each, count = run.request.target, run.request.per_client, run.request.clients
+    each, count = run.request.per_client, run.request.clients
+    where = ", ".join(f"{target.address}:{target.port}" for target in run.request.targets)
     options.say(
         f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
-        f"{where.address}:{where.port} from {', '.join(host.name for host in run.client_hosts)}"
+        f"{where} from {', '.join(host.name for host in run.client_hosts)}"
     )
     with options.fleet(run.all_hosts) as fleet:
         if options.check or how.plan:
@@ -85,7 +86,7 @@ def stress(
             for line in plan_words(run):
                 options.say(line)
             options.say("check: every client's plan holds; nothing was connected and nothing is left running")
-            plan = {"server": run.server_plan, "clients": run.plans}
+            plan = {"servers": run.server_plans, "clients": run.plans}
             return Answer({"check": True, "run_id": run.run_id, "plan": plan})
         if how.detach:
             run.detach(fleet)
@@ -115,7 +116,7 @@ def planned(
     hosts = options.select("clients")
     count = number("--clients", clients or len(hosts), 1, MOST_CLIENTS)
     each = number("--per-client", per_client, 1, 10**7)
-    where = resolve_target(options.inventory, target, hosts, allow_outside=allow_target)
+    where = resolve_targets(options.inventory, target, hosts, allow_outside=allow_target)
     typed = {"--clients": str(count), "--per-client": str(each), "--hosts": options.hosts, "--target": target}
     client_options = dict(client_options) | {"seed": client_options.get("seed") or str(secrets.randbits(32))}
     words = [f"{name} {shlex.quote(value)}" for name, value in typed.items() if value]
@@ -127,7 +128,7 @@ def planned(
     request = Request(
         clients=count,
         per_client=each,
-        target=where,
+        targets=where,
         client_options=tuple(
             (f"--{name}", "" if value is True else _shipped(name, str(value)))
             for name, value in client_options.items()
@@ -176,9 +177,9 @@ def plan_words(run: Run) -> list[str]:
             f"{nofile['soft']:,}, hard {nofile['hard']:,}, reachable {nofile['reachable']:,})"
             + ("" if memory is None else f", {memory / 2**20:,.0f} MiB of memory free")
         )
-    if run.server_plan is not None and run.request.target.host is not None:
-        known = [f"{key.replace('_', ' ')} {value}" for key, value in run.server_plan.items() if value is not None]
-        lines.append(f"  {run.request.target.host.name}, server: {', '.join(known)}")
+    for name, facts in run.server_plans.items():
+        known = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value is not None]
+        lines.append(f"  {name}, server: {', '.join(known)}")
     return lines
 
 

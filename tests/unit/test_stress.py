@@ -59,11 +59,23 @@ def test_bad_targets(inventory: Inventory, text: str) -> None:
         resolve_target(inventory, text, [inventory.hosts["c1"]], allow_outside=False)
 
 
+def test_several_targets_are_taken_in_turn(inventory: Inventory) -> None:
+    clients = [inventory.hosts["c1"]]
+    found = stress.resolve_targets(inventory, "s1:7, 10.77.0.21:8", clients, allow_outside=False)
+    assert [(target.address, target.port) for target in found] == [("10.77.0.11", 7), ("10.77.0.21", 8)]
+    request = stress.Request(5, 10, found, (), "inv stress")
+    assert [request.wanted(target) for target in found] == [30, 20]
+    assert (request.port_on("c1"), request.port_on("s1"), request.port_on("other")) == (8, 7, 7)
+    for text in ("s1,s1", "s1,", ",s1"):
+        with pytest.raises(BadInput, match="twice, or none"):
+            stress.resolve_targets(inventory, text, clients, allow_outside=False)
+
+
 def test_a_stage_that_is_repeated_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{"status": "failed", "error": "gone"}, {"status": "ok", "at": 1}, {"status": "ok", "at": 2}])
     monkeypatch.setattr(stress.deploy, "observe", lambda session, port: next(looks))
     target = stress.Target(None, "10.77.0.11", 1883)
-    run = stress.Run(stress.Request(1, 10, target, (), "inv stress"), spread(1, HOSTS), "r")
+    run = stress.Run(stress.Request(1, 10, (target,), (), "inv stress"), spread(1, HOSTS), "r")
     session = SimpleNamespace(host=HOSTS[0])
     for _ in range(3):
         run._observe(session, "peak")  # type: ignore[arg-type]
@@ -116,7 +128,7 @@ def record(results: dict[int, dict], clients: int, **changes: object) -> dict:
     arguments: dict = {
         "run_id": "r",
         "started": "2026-01-01T00:00:00.000Z",
-        "target": {"host": "s1", "address": "10.77.0.11", "port": 1883},
+        "targets": [{"host": "s1", "address": "10.77.0.11", "port": 1883}],
         "command": "inv stress",
         "version": "0",
         "per_client": 100,
