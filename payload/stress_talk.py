@@ -4,7 +4,8 @@ In: the options --preset, --message, --first-message, --expect, --first-expect, 
 Out: a `Talk`, which all workers share. Pure.
 """
 
-from typing import Callable, NamedTuple, Optional
+import re
+from typing import Callable, NamedTuple, Optional, Tuple
 
 from stress_expect import Expect, compile_expect
 from stress_message import DEFAULT, MessageError, compile_message
@@ -20,12 +21,14 @@ Talk = NamedTuple(
         ("first_expect", Expect),
         ("read_size", int),
         ("unique_echo", bool),
+        ("owner", Callable[[bytes], Optional[Tuple[int, int]]]),
     ],
 )
 Talk.__doc__ = """render(conn, seq) -> message, first_render the same for message 0 of a connection; expect,
 first_expect: of their replies; read_size: bytes to read at once: one more than any expected reply, to see one that
 is too long;
-unique_echo: every message is unique and is expected back."""
+unique_echo: every message is unique and is expected back; owner(reply) -> (conn, seq) of the message that
+it would be the right reply to, where replies are unique."""
 
 Preset = NamedTuple(
     "Preset",
@@ -106,4 +109,31 @@ def compile_talk(
         for message, expected in ((said, wanted), (first_said, first_wanted))
     ]
     unique = said.unique and first_said.unique and wanted.text == first_wanted.text == "echo"
-    return Talk(said.render, first_said.render, wanted, first_wanted, max(longest) + 1, unique)
+    owner = find_owner(wanted.reply_to or said.render) if wanted.exact and said.unique else _nobody
+    return Talk(said.render, first_said.render, wanted, first_wanted, max(longest) + 1, unique, owner)
+
+
+def find_owner(
+    reply_to: Callable[[int, int], Optional[bytes]],
+) -> Callable[[bytes], Optional[Tuple[int, int]]]:
+    """A function that reads connection and sequence out of a reply of the form that `reply_to` gives."""
+    conn, seq = 982451653982, 961748941961  # as good as never part of the text around them
+    form = reply_to(conn, seq) or b""
+    pattern = re.escape(form)
+    for name, number in (("conn", conn), ("seq", seq)):
+        mark = re.escape(b"%d" % number)
+        if mark not in pattern:
+            return _nobody
+        pattern = pattern.replace(mark, b"(?P<" + name.encode() + b">[0-9]+)", 1)
+        pattern = pattern.replace(mark, b"(?P=" + name.encode() + b")")
+    compiled = re.compile(pattern + rb"\Z", re.S)
+
+    def owner(reply: bytes) -> Optional[Tuple[int, int]]:
+        found = compiled.match(reply)
+        return (int(found.group("conn")), int(found.group("seq"))) if found else None
+
+    return owner
+
+
+def _nobody(reply: bytes) -> None:
+    return None

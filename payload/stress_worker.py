@@ -640,6 +640,11 @@ class Worker:
                     return True
                 self.partial[fd] = at + len(data)
                 return False
+            crossed = self._crossed(fd, expected[:at] + data)
+            if crossed:
+                self.counters[MISMATCHED] += 1
+                self._fail(fd, "echo", "CROSSED", crossed, counted=True)
+                return False
             wrong = _difference(expected, at, data)
         else:
             data = self.held.pop(fd, b"") + data
@@ -665,6 +670,16 @@ class Worker:
         self.counters[MISMATCHED] += 1
         self._fail(fd, "echo", "EBADMSG", wrong, counted=True)
         return False
+
+    def _crossed(self, fd: int, reply: bytes) -> Optional[str]:
+        """Whose reply this is, in words, when it is right for another message; else None."""
+        found = self.talk.owner(reply)
+        if found is None or found == (self.conn[fd], self.seq[fd]):
+            return None
+        conn, seq = found
+        if conn == self.conn[fd]:
+            return "this is the reply to its message {}: {!r}".format(seq, reply[-80:])
+        return "this is the reply to connection {}, message {}: {!r}".format(conn, seq, reply[-80:])
 
     # -- failures ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -426,6 +427,11 @@ def test_crossed_replies_are_two_mismatches(serve):
 
     result = run(serve(swap).port, "--connections", 200, "--hold", 0.2, code=3)
     assert (result["connections"]["failed"], result["echoes"]["mismatched"]) == (2, 2)
+    assert errors(result) == {("echo", "CROSSED"): 2}
+    (row,) = result["errors"]
+    mine, other = (int(number) for number in re.findall(r"connection (\d+)", row["sample"]))
+    assert mine != other
+    assert result["wall"]["name"] == "the server mixes up replies"
 
 
 FAULTS = [
@@ -445,7 +451,7 @@ FAULTS = [
         {("echo", "ETIMEDOUT"): 40},
         "connected but no reply",
     ),
-    ("replies twice", lambda s, c, d: d + d, [], {("echo", "EBADMSG"): 40}, None),
+    ("replies twice", lambda s, c, d: d + d, [], {("echo", "EBADMSG"): 40}, "wrong replies"),
     (
         "closes the tenth",
         lambda s, c, d: None if s.messages == 10 else d,

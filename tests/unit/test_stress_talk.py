@@ -144,6 +144,19 @@ def test_every_preset_compiles():
         compile_talk(**(NOTHING | {"preset": name}))
 
 
+def test_a_reply_tells_whose_it_is():
+    talk = compile_talk(**NOTHING)
+    assert talk.owner(talk.render(12, 3)) == (12, 3)
+    assert talk.owner(talk.render(12, 3)[:-1]) is None
+    redis = compile_talk(**(NOTHING | {"preset": "redis"}))
+    assert redis.owner(redis.expect.reply_to(7, 8)) == (7, 8)
+    twice = compile_talk(**(NOTHING | {"message": "{seq}.{conn}.{seq}"}))
+    assert twice.owner(b"5.6.5") == (6, 5) and twice.owner(b"5.6.7") is None
+    for message in ("{conn} {seq} {rand:4}", "constant"):
+        talk = compile_talk(**(NOTHING | {"message": message}))
+        assert talk.owner(talk.render(1, 2)) is None
+
+
 def test_text_that_looks_like_another_form_is_text():
     assert compile_expect("text:hex:00").reply_to(0, 0) == b"hex:00"
     assert compile_expect("text:@x").reply_to(0, 0) == b"@x"
