@@ -24,6 +24,7 @@ SCHEMA = "tcpfleet.observation/1"
 RAW_LIMIT = 256 * 1024  # bytes per raw text
 RAW_TOTAL_LIMIT = 2 * 1024 * 1024  # bytes of all raw texts together
 MAX_PROCESSES = 512
+LISTENER_FDS = 64  # a server opens its listener early; looking through all descriptors would take seconds
 LSOF_MOST_SOCKETS = 30000
 DEFAULT_SYSCTLS = (
     "fs.file-max",
@@ -98,8 +99,41 @@ class Look(object):
         :raises LookupError: with a sentence, when there is no server to look at.
         """
         if self._processes is None:
-            self._processes = server_pids(self.pid_file)
+            try:
+                self._processes = server_pids(self.pid_file)
+            except (LookupError, OSError):
+                self._processes = listener_pids(self.port)  # somebody else's server
+                if not self._processes:
+                    raise
         return self._processes
+
+
+def listener_pids(port):
+    """Pids of the processes that listen on `port` here, where no pid file names them; needs root for others'."""
+    inodes = set()
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(path) as lines:
+                next(lines, None)
+                for line in lines:
+                    fields = line.split()
+                    if fields[3] != "0A":
+                        break  # listeners come first; behind them may be a million connections
+                    if int(fields[1].rpartition(":")[2], 16) == port:
+                        inodes.add("socket:[%s]" % fields[9])
+        except OSError:
+            continue  # no IPv6
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if inodes else ():
+        for fd in range(LISTENER_FDS):
+            try:
+                if os.readlink("/proc/%d/fd/%d" % (pid, fd)) in inodes:
+                    found.append(pid)
+                    break
+            except OSError as problem:
+                if problem.errno in (errno.EACCES, errno.EPERM):
+                    break
+    return found[:MAX_PROCESSES]
 
 
 def server_pids(pid_file):

@@ -1,0 +1,121 @@
+"""Walls that can be confined to a lab host, provoked there: each must be named as what it is."""
+
+import base64
+import time
+
+import pytest
+
+from tests.running import Inv, Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.full]
+
+PORT = 1999
+# A server in a few lines, and what is wrong with it.
+ACCEPT = """
+import select, socket, time
+listener = socket.create_server(("0.0.0.0", {port}), backlog={backlog})
+poll = select.epoll()
+poll.register(listener, select.EPOLLIN)
+links = {{}}
+while True:
+    for fd, event in poll.poll():
+        if fd == listener.fileno():
+            time.sleep({pause})
+            try:
+                link = listener.accept()[0]
+            except OSError:
+                time.sleep(0.05)
+                continue
+            links[link.fileno()] = link
+            poll.register(link, select.EPOLLIN)
+        else:
+            try:
+                data = links[fd].recv(65536)
+                links[fd].sendall(data)
+            except OSError:
+                data = b""
+            if not data or {close}:
+                links.pop(fd).close()
+"""
+NEVER = """
+import socket, time
+listener = socket.create_server(("0.0.0.0", {port}), backlog={backlog})
+time.sleep(600)
+"""
+
+CASES = [
+    # wall, program, backlog, pause, close, nofile, options, words of the evidence
+    ("the server does not accept", NEVER, 8, 0, "False", 1024, [], "accept queue of 8"),
+    ("the server's accept queue", ACCEPT, 2, 0.03, "False", 1024, ["--in-flight", "100"], "holds 2"),
+    (
+        "open files of the server process (nofile)",
+        ACCEPT,
+        1024,
+        0,
+        "False",
+        60,
+        [],
+        "1 of 1 server processes on s1 had all of their 60 open files",
+    ),
+    ("the server closes connections", ACCEPT, 1024, 0, "len(links) > 50", 1024, [], "EOF"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wall", "program", "backlog", "pause", "close", "nofile", "options", "words"),
+    CASES,
+    ids=[c[0] for c in CASES],
+)
+def test_walls_of_a_server(
+    running_lab: Lab,
+    inv: Inv,
+    wall: str,
+    program: str,
+    backlog: int,
+    pause: float,
+    close: str,
+    nofile: int,
+    options: list[str],
+    words: str,
+) -> None:
+    text = program.format(port=PORT, backlog=backlog, pause=pause, close=close)
+    packed = base64.b64encode(text.encode()).decode()
+    running_lab.ssh("s1", "systemctl stop wall 2>/dev/null; systemctl reset-failed wall 2>/dev/null; true")
+    running_lab.ssh(
+        "s1",
+        f"systemd-run -q --unit=wall -p LimitNOFILE={nofile} "
+        f"python3 -c 'import base64; exec(base64.b64decode(\"{packed}\"))'",
+    )
+    try:
+        for _ in range(50):
+            if running_lab.ssh("s1", f"ss -Hltn sport = :{PORT}").strip():
+                break
+            time.sleep(0.1)
+        load = ["--clients", "2", "--per-client", "100", "--hold", "0.5", "--target", f"s1:{PORT}"]
+        limits = ["--connect-timeout", "2", "--reply-timeout", "2"]
+        run = inv.json("stress", "--hosts", "c1:c2", *load, *limits, *options, code=3)
+    finally:
+        running_lab.ssh("s1", "systemctl stop wall; systemctl reset-failed wall 2>/dev/null; true")
+    assert run["wall"]["name"] == wall, run["wall"]
+    assert words in run["wall"]["evidence"]
+    assert run["connections"]["verified"] + run["connections"]["failed"] == run["connections"]["requested"] == 200
+    assert run["plan"]["servers"][f"s1:{PORT}"]["backlog"] == backlog
+
+
+def test_a_network_that_is_cut_for_ten_seconds_loses_no_count(running_lab: Lab, inv: Inv) -> None:
+    import subprocess
+
+    inv("deploy-server")
+    process = inv.start("stress", "--clients", "2", "--per-client", "200", "--hosts", "c1:c2", "--hold", "6")
+    time.sleep(4)
+    subprocess.run(["ip", "link", "set", "vb-c2", "down"], check=True)
+    time.sleep(10)
+    subprocess.run(["ip", "link", "set", "vb-c2", "up"], check=True)
+    out, err = process.communicate(timeout=150)
+    inv("stop-server")
+    assert process.returncode in (0, 3, 4), out + err
+    assert "Traceback" not in err
+    counts = [line for line in out.splitlines() if line.startswith("connections:")]
+    assert "400 requested" in counts[0]
+    verified, failed = (int(part.split()[0].replace(",", "")) for part in counts[0].split(",")[2:4])
+    assert verified + failed == 400
