@@ -7,6 +7,7 @@ running a program to its end with its time and CPU time, medians, a description 
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import statistics
@@ -22,7 +23,10 @@ from tcpfleet.cli import ROOT, Answer, Options
 from tcpfleet.errors import BadInput, HostFailed
 
 RESULTS = ROOT / "benchmarks" / "README.md"
-BENCHES = {"playbook": "tune.yml and thirty tasks on the lab, beside ansible-playbook and pyinfra"}
+BENCHES = {
+    "playbook": "tune.yml and thirty tasks on the lab, beside ansible-playbook and pyinfra",
+    "stress": "the stress client on this machine, beside C, its rates, a million connections",
+}
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ def run(options: Options, what: str, rounds: str, only: str) -> Answer:
         raise BadInput(f"there is no benchmark {what!r}; there are: {known}")
     times = number("--rounds", rounds, 1, 100)
     parts = [part.strip() for part in only.split(",") if part.strip()]
-    from benchmarks import playbook
-
-    return playbook.measure(options, times, parts)
+    measure = importlib.import_module(f"benchmarks.{what}").measure
+    answer: Answer = measure(options, times, parts)
+    return answer
 
 
 def timed(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Took:

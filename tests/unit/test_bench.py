@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import playbook
+from benchmarks import playbook, stress
 from tcpfleet import bench
 from tcpfleet.cli import Options
 from tcpfleet.errors import BadInput, HostFailed
@@ -48,8 +48,19 @@ def test_a_table_written_twice_stands_there_once() -> None:
     assert bench.between_marks(document, "x", "a\n\nb\n") == document
 
 
-@pytest.mark.parametrize("part", playbook.PARTS)
-def test_the_marks_are_in_the_file(part: str) -> None:
+MARKS = [
+    f"bench {what}, {part}" for what, one in (("playbook", playbook), ("stress", stress)) for part in one.PARTS
+]
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_the_marks_are_in_the_file(name: str) -> None:
     text = bench.RESULTS.read_text(encoding="utf-8")
-    name = f"bench playbook, {part}"
     assert f"<!-- {name} -->\nnew\n" in bench.between_marks(text, name, "new")
+
+
+def test_the_pace_is_read_between_samples() -> None:
+    rows = [{"t": 0.0, "established": 0}, {"t": 1.0, "established": 100}, {"t": 3.0, "established": 200}]
+    assert stress.pace(rows, 0, 100) == pytest.approx(100)
+    assert stress.pace(rows, 100, 200) == pytest.approx(50)
+    assert stress.pace(rows, 150, 200) == pytest.approx(50)
