@@ -3,8 +3,8 @@
  *   stress_reference connect IP PORT CONNECTIONS PROCESSES FIRST_PORT   FIRST_PORT 0: the kernel chooses
  *   stress_reference pingpong IP PORT CONNECTIONS SECONDS BYTES
  *
- * connect: sockets bound to explicit source ports with SO_REUSEADDR, connected one after the other in each process;
- * nothing is sent. pingpong: one message on each connection, sent again as soon as the same bytes are back.
+ * connect: sockets bound to explicit source ports with SO_REUSEADDR (a busy one is passed over, SPARE at most in each
+ * process), connected one after the other in each process; nothing is sent, and all are reset at the end. pingpong: one message on each connection, sent again as soon as the same bytes are back.
  * Both print one number: connects or messages per second. Exit status 1 when anything failed. */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { SPARE = 1500 };
+
 static double now(void)
 {
     struct timespec t;
@@ -35,30 +37,52 @@ static int dial(const struct sockaddr_in *to, int source_port)
     if (fd < 0)
         return -1;
     from.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (source_port) {
+    if (source_port)
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        if (bind(fd, (void *)&from, sizeof from))
-            return -1;
+    if ((source_port && bind(fd, (void *)&from, sizeof from)) || connect(fd, (void *)to, sizeof *to)) {
+        close(fd);
+        return -1;
     }
-    return connect(fd, (void *)to, sizeof *to) ? -1 : fd;
+    return fd;
 }
 
 static int connects(const struct sockaddr_in *to, int count, int processes, int first)
 {
     double begun = now();
-    int failed = 0, status;
+    int failed = 0, status, done[2], go[2];
+    char byte = 0;
+    if (pipe(done) || pipe(go))
+        return 1;
     for (int p = 0; p < processes; p++) {
-        int from = count * (long)p / processes, end = count * (long)(p + 1) / processes;
+        int wanted = count * (long)(p + 1) / processes - count * (long)p / processes;
+        int port = first ? first + count * (long)p / processes + SPARE * p : 0, spare = SPARE;
         if (!fork()) {
-            for (int i = from; i < end; i++)
-                if (dial(to, first ? first + i : 0) < 0)
-                    failed = 1;
+            int *fds = malloc(sizeof *fds * wanted), held = 0;
+            while (held < wanted && spare >= 0) {
+                int fd = dial(to, port);
+                port += first != 0;
+                if (fd < 0)
+                    spare--;
+                else
+                    fds[held++] = fd;
+            }
+            failed = write(done[1], &byte, 1) != 1 || held < wanted;
+            close(go[1]);
+            failed |= read(go[0], &byte, 1) != 0; /* until all are connected */
+            for (int i = 0; i < held; i++) {
+                struct linger reset = {.l_onoff = 1};
+                setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+                close(fds[i]);
+            }
             _exit(failed);
         }
     }
+    for (int p = 0; p < processes; p++)
+        failed |= read(done[0], &byte, 1) != 1;
+    printf("%.1f\n", count / (now() - begun));
+    close(go[1]);
     while (wait(&status) > 0)
         failed |= status != 0;
-    printf("%.1f\n", count / (now() - begun));
     return failed;
 }
 
