@@ -30,6 +30,7 @@ import stress_tls
 from stress_message import PLACEHOLDERS, MessageError
 from stress_modes import MODES
 from stress_plan import PlanRefused, Request
+from stress_slots import Slots
 from stress_supervisor import Course, Supervisor
 from stress_worker import Settings
 
@@ -267,7 +268,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     )
     show = {k: v for k, v in sorted(vars(options).items()) if k not in ("json", "detach", "plan")}
     quiet = lambda status: None  # noqa: E731
-    course = Course(options.hold, None, None, None, options.barrier_timeout, quiet, show, notes, thresholds)
+    course = Course(options.hold, None, None, None, None, options.barrier_timeout, quiet, show, notes, thresholds)
     return Supervisor(plan, facts, settings, course)
 
 
@@ -355,8 +356,10 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
         return os.path.join(directory, name)
 
     def main(ready: daemon.Readiness) -> int:
-        wait_go = wait_hold = alone = None
+        wait_go = wait_hold = alone = slots = None
         if barrier:
+            if run.settings.rate is None:
+                slots = Slots(os.path.dirname(directory), run.facts.cpus)
             alone = Leader(os.path.join(os.path.dirname(directory), "leader")).gone
             wait_go = lambda: os.path.exists(path("go"))  # noqa: E731
             wait_hold = lambda: os.path.exists(path("hold"))  # noqa: E731
@@ -364,6 +367,7 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
             wait_go=wait_go,
             wait_hold=wait_hold,
             alone=alone,
+            slots=slots,
             on_status=lambda status: write_json(path("status.json"), status),
         )
         pid_file = daemon.PidFile(path("pid"))

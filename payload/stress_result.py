@@ -102,9 +102,16 @@ def iso(epoch: float) -> str:
 
 def ramp_seconds(reports: Sequence[WorkerReport]) -> float:
     """From the first connect to the last first echo, in seconds; 0 when nothing was established."""
+    span = ramp_span(reports)
+    return max(0.0, span[1] - span[0]) if span else 0.0
+
+
+def ramp_span(reports: Sequence[WorkerReport]) -> List[float]:
+    """When the first connect was begun and when the last first echo was verified (seconds, monotonic); empty when
+    nothing was established."""
     begins = [r.counters["first_us"] for r in reports if r.counters["started"]]
     ends = [r.counters["last_us"] for r in reports if r.counters["established"]]
-    return max(0.0, (max(ends) - min(begins)) / 1e6) if begins and ends else 0.0
+    return [min(begins) / 1e6, max(ends) / 1e6] if begins and ends else []
 
 
 def latencies(histograms: Dict[str, Histogram], steady: bool) -> Dict[str, Any]:

@@ -22,6 +22,7 @@ import stress_worker
 from histogram import Histogram
 from stress_plan import HostFacts, Plan, plan_to_dict
 from stress_result import Timeline, WorkerReport
+from stress_slots import Slots
 from stress_worker import Settings
 
 TURN_SECONDS = 0.02
@@ -36,6 +37,7 @@ Course = NamedTuple(
         ("wait_go", Optional[Callable[[], bool]]),
         ("wait_hold", Optional[Callable[[], bool]]),
         ("alone", Optional[Callable[[], bool]]),
+        ("slots", Optional[Slots]),
         ("barrier_timeout", float),
         ("on_status", Callable[[Dict[str, Any]], None]),
         ("options", Dict[str, Any]),
@@ -44,10 +46,10 @@ Course = NamedTuple(
     ],
 )
 Course.__doc__ = """How the run goes. hold: seconds; wait_go, wait_hold: None, or "may I?" asked until true or
-barrier_timeout seconds have passed; alone: None, or whether who would answer is gone; on_status: called with the
-status object twice a second and at each change of state; options: what was asked, kept in the result so that the
-run can be repeated; notes: sentences, to stand before the result's other warnings; thresholds: conditions under
-which the verdict is fail."""
+barrier_timeout seconds have passed; alone: None, or whether who would answer is gone; slots: turns that clients of
+one host take in connecting, or None; on_status: called with the status object twice a second and at each change of
+state; options: what was asked, kept in the result so that the run can be repeated; notes: sentences, to stand
+before the result's other warnings; thresholds: conditions under which the verdict is fail."""
 
 
 class _Child:
@@ -161,6 +163,8 @@ class Supervisor:
         while not self._stopping and self._slowest() < slabs.RAMPED:
             self._turn()
             self._go()
+        if self.course.slots:
+            self.course.slots.keep(0)
         if not self._stopping:
             self._enter("ramped")
             if self.course.wait_hold:
@@ -193,9 +197,14 @@ class Supervisor:
                     child.progress, child.progress_at = counters["last_us"], now
                 stuck = now - child.progress_at > STUCK_SECONDS and self.settings.in_flight is None
                 busy += counters["state"] < slabs.RAMPED and not stuck
+        slots = self.course.slots
+        if slots:
+            slots.keep(busy)
         for child in self.children:
             if busy >= self.settings.at_once:
                 return
+            if not child.begun and not child.exited and slots and slots.held <= busy and not slots.take():
+                return  # another client's turn
             if not child.begun and not child.exited:
                 child.begun, child.progress_at = True, now
                 self._tell(stress_worker.GO, child)
@@ -405,7 +414,11 @@ class Supervisor:
                 "lost": totals.lost,
                 "steady": steady_echoes,
             },
-            "seconds": {"ramp": round(seconds, 3), "hold": round(self._hold_seconds, 3)},
+            "seconds": {
+                "ramp": round(seconds, 3),
+                "hold": round(self._hold_seconds, 3),
+                "ramp_span": [round(at - self._began, 3) for at in results.ramp_span(reports)],
+            },
             "latency_ms": results.latencies(histograms, steady),
             "errors": errors,
             "wall": results.diagnose(errors, totals.requested, self.peak, target),

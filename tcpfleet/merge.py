@@ -67,7 +67,9 @@ def run_record(
     )
     churns = [result["churn"] for result in results.values() if result.get("churn")]
     churned = sum(row["verified"] for row in churns)
-    ramp = max((result["seconds"]["ramp"] for result in results.values()), default=0.0)
+    # Since the common start: clients of one host take turns in connecting.
+    spans = [result["seconds"]["ramp_span"] for result in results.values() if result["seconds"]["ramp_span"]]
+    ramp = max((end for _, end in spans), default=0.0) - min((begin for begin, _ in spans), default=0.0)
     cut_short = [index for index, result in sorted(results.items()) if result["interrupted"]]
     passed = (
         bool(results)

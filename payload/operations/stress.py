@@ -24,6 +24,7 @@ from operations import OperationError
 
 START_TIMEOUT = 60.0  # seconds for one client to plan, fork its workers and say that it is ready
 FINAL = ("done", "failed")
+BARRIER_TIMEOUT = "6h"
 KEEP_PROGRAMS = 5  # versions of the client's files that stay, so that none is taken from a client just starting
 
 
@@ -68,6 +69,8 @@ def start(folder, args, context):
         place = os.path.join(folder, "client-{:d}".format(client["index"]))
         argv = [sys.executable, "-E", "-s", "-S", os.path.join(programs, "stress_client.py")]
         argv += [str(part) for part in client["arguments"]] + ["--detach", place, "--barrier"]
+        # Others of the run may ramp for long; whether anybody leads still is known from `leader`.
+        argv += ["--barrier-timeout", BARRIER_TIMEOUT]
         try:
             done = context.run_command(argv, timeout=START_TIMEOUT)
             text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()

@@ -100,7 +100,7 @@ def result(verified: int, failed: int = 0, *, latency_us: int = 1000, step: floa
         },
         "rate": {"connects_per_second": 100.0, "echoes_per_second": 100.0, "asked": None},
         "echoes": {"sent": verified, "verified": verified, "mismatched": 0, "lost": 0, "steady": 0},
-        "seconds": {"ramp": 1.0, "hold": 2.0},
+        "seconds": {"ramp": 1.0, "hold": 2.0, "ramp_span": [0.5, 1.5]},
         "interrupted": False,
         "errors": errors,
         "wall": {"name": "nothing listens", "evidence": "e", "fix": "f"} if failed else None,
@@ -150,6 +150,13 @@ def test_all_verified_is_a_pass() -> None:
     assert run["latency_ms"]["connect"]["p50"] == pytest.approx(1.0, rel=0.02)
     assert run["latency_ms"]["connect"]["max"] == pytest.approx(9.0, rel=0.02)
     assert [host["name"] for host in run["hosts"]] == ["c0", "c1", "s1"]
+
+
+def test_the_ramp_is_that_of_all_clients_together() -> None:
+    turns = {0: result(100), 1: result(100)}
+    turns[1]["seconds"]["ramp_span"] = [1.5, 4.5]
+    run = record(turns, 2)
+    assert run["seconds"]["ramp"] == 4.0 and run["rate"]["connects_per_second"] == 50.0
 
 
 def test_failures_are_counted_located_and_named() -> None:

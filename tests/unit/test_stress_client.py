@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from stress_slots import Slots
 
 sys.path.insert(0, str(Path(__file__).parent))
 from interpreters import INTERPRETERS
@@ -682,6 +683,35 @@ def test_a_detached_run_waits_at_both_barriers(serve, tmp_path, python):
     }
     wait_for(lambda: not running(pid))
     assert not (directory / "pid").exists()
+
+
+def test_clients_of_one_host_take_turns(serve, tmp_path):
+    server = serve()
+    options = ["--connections", 400, "--hold", 0.3, "--barrier", "--workers", 2]
+    places = [tmp_path / f"client-{k}" for k in range(3)]
+    for k, place in enumerate(places):
+        done = subprocess.run(command(server.port, *options, "--slice", f"{k}/3", "--detach", place), check=True)
+        assert done.returncode == 0
+    for place in places:
+        (place / "go").touch()
+    for place in places:
+        wait_for(lambda place=place: state(place) == "ramped", 30)
+    for place in places:
+        (place / "hold").touch()
+    assert [finished(place)["connections"]["verified"] for place in places] == [400] * 3
+    assert {path.name for path in tmp_path.glob("slot-*")} <= {f"slot-{k}" for k in range(os.cpu_count())}
+
+
+def test_a_slot_is_given_back_by_its_holder_s_end(tmp_path):
+    ours, others = Slots(tmp_path, 2), Slots(tmp_path, 2)
+    assert ours.take() and others.take()
+    assert not ours.take() and not others.take()
+    others.keep(0)
+    assert ours.take() and ours.held == 2
+    del others
+    ours.keep(1)
+    assert ours.held == 1 and Slots(tmp_path, 2).take()
+    ours.keep(0)
 
 
 def test_no_go_fails_by_itself(serve, tmp_path):

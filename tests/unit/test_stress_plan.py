@@ -1,8 +1,12 @@
 """The plan of a stress client, its message, its pacing and its sums: tables over pure functions."""
 
+import bisect
+import socket
+
 import pytest
 import stress_facts
 import stress_plan
+import stress_ports
 import stress_result
 from stress_message import DEFAULT, MessageError, compile_message
 from stress_pace import TokenBucket, Window
@@ -311,7 +315,9 @@ WALLS = [
     ("connect", "ETIMEDOUT", "handshakes unanswered"),
     ("echo", "ETIMEDOUT", "connected but no reply"),
     ("close", "EOF", "the server closes connections"),
-    ("echo", "EBADMSG", None),
+    ("echo", "EBADMSG", "wrong replies"),
+    ("echo", "CROSSED", "the server mixes up replies"),
+    ("close", "EBADMSG", None),
     ("connect", "ECANCELED", None),
 ]
 
@@ -337,3 +343,87 @@ def test_the_timeline_thins_itself_and_keeps_rates():
     assert len(points) < 600
     assert points[-1]["t"] > 198
     assert all(p["connects_per_second"] == pytest.approx(1000, rel=0.11) for p in points[1:])
+
+
+FIB_TRIE = """Local:
+  +-- 0.0.0.0/0 3 0 5
+     +-- 10.77.0.0/24 2 0 2
+        |-- 10.77.0.0
+           /24 link UNICAST
+        |-- 10.77.0.21
+           /32 host LOCAL
+        |-- 10.77.0.255
+           /32 link BROADCAST
+     |-- 127.0.0.1
+        /32 host LOCAL
+"""
+
+
+def test_the_host_s_own_addresses():
+    assert stress_facts.parse_fib_trie(FIB_TRIE) == {"10.77.0.21", "127.0.0.1"}
+    assert stress_facts.parse_fib_trie("") == set()
+
+
+SOURCES = [
+    # --source, target, addresses needed, result
+    ("auto", "127.0.0.1", 3, ("127.0.0.1", "127.0.0.2", "127.0.0.3")),
+    ("127.0.0.9", "127.0.0.1", 3, ("127.0.0.9",)),
+    ("127.1.0.0/30", "127.0.0.1", 9, ("127.1.0.1", "127.1.0.2")),
+    ("127.1.0.0/31, 127.0.0.5", "127.0.0.1", 1, ("127.1.0.0", "127.1.0.1", "127.0.0.5")),
+]
+
+
+@pytest.mark.parametrize(("text", "target", "needed", "expected"), SOURCES)
+def test_sources(text, target, needed, expected):
+    assert stress_facts.parse_sources(text, socket.AF_INET, target, needed) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("192.0.2.1", "is not an address of this host"),
+        ("127.0.0.1,127.0.0.1", "twice"),
+        ("127.0.0.0/33", "127.0.0.0/33"),
+        ("198.51.100.0/28", "no address of this host"),
+        (",", "no address of this host"),
+    ],
+)
+def test_sources_that_are_none(text, words):
+    with pytest.raises(stress_facts.FactsError) as caught:
+        stress_facts.parse_sources(text, socket.AF_INET, "127.0.0.1", 1)
+    assert words in str(caught.value)
+
+
+def test_socket_bytes_are_those_of_the_host_where_it_tells():
+    line = "TCP                   78    130   3000   13    8 : tunables    0    0    0\n"
+    assert stress_facts.socket_bytes(line) - stress_facts.socket_bytes("") == 3000 - 2368
+
+
+@pytest.mark.parametrize(("rate", "turn"), [(500, 0.003), (2000, 0.001), (10000, 0.0007), (10000, 0.01)])
+def test_a_rate_is_met_within_two_percent_and_its_bursts_are_bounded(rate, turn):
+    """Two workers share it; one is held up for 50 ms every second."""
+    buckets = [TokenBucket(rate / 2, index / rate) for index in range(2)]
+    now, stalled, times = 0.0, 1.0, []
+    while now < 5:
+        for index, bucket in enumerate(buckets):
+            if index and now >= stalled:
+                stalled += 1.0 if now >= stalled + 0.05 else 0.0
+                continue
+            granted = bucket.available(now)
+            bucket.take(granted)
+            times += [now] * granted
+        now += turn
+    assert len(times) / 5 == pytest.approx(rate, rel=0.02)
+    most = max(bisect.bisect_left(times, begun + 0.1) - place for place, begun in enumerate(times))
+    assert most <= 2 * rate * 0.1 + 2
+
+
+def test_ports_by_range_only_where_the_kernel_heeds_it(monkeypatch):
+    monkeypatch.setattr(stress_ports, "_has_range", lambda: True)
+    inside, outside, span = (40000, 50000), (1025, 50000), (32768, 60999)
+    assert stress_ports.choose(socket.AF_INET, inside, span, True) == "route"
+    assert stress_ports.choose(socket.AF_INET, inside, span, False) == "range"
+    assert stress_ports.choose(socket.AF_INET, outside, span, True) == "bind"
+    assert stress_ports.choose(socket.AF_INET6, inside, span, True) == "bind"
+    monkeypatch.setattr(stress_ports, "_has_range", lambda: False)
+    assert stress_ports.choose(socket.AF_INET, inside, span, True) == "bind"
