@@ -1,6 +1,8 @@
 """Walls that can be confined to a lab host, provoked there: each must be named as what it is."""
 
 import base64
+import os
+import signal
 import time
 
 import pytest
@@ -100,6 +102,49 @@ def test_walls_of_a_server(
     assert words in run["wall"]["evidence"]
     assert run["connections"]["verified"] + run["connections"]["failed"] == run["connections"]["requested"] == 200
     assert run["plan"]["servers"][f"s1:{PORT}"]["backlog"] == backlog
+
+
+def test_a_detached_load_is_followed_and_repeated(running_lab: Lab, inv: Inv) -> None:
+    inv("deploy-server")
+    load = ["--clients", "3", "--per-client", "100", "--hosts", "c1:c2", "--hold", "4", "--mode", "timer"]
+    rules = ["--interval", "0.5", "--fail-if", "failed > 0", "--message", "{conn}.{seq}.{rand:16}"]
+    started = inv.json("stress", *load, *rules, "--detach")
+    assert started["detached"] is True
+    run = inv.json("stress", "--attach", started["run_id"])
+    assert run["run_id"] == started["run_id"] and run["connections"]["verified"] == 300
+    assert run["thresholds"] == [{"text": "failed > 0", "value": 0, "failed": False}]
+    assert run["echoes"]["sent"] > 300
+    assert "finished" in inv("stress", "--attach", started["run_id"], code=1).stderr
+    again = inv.json("stress", "--repeat", started["run_id"])
+    assert (
+        again["command"] == run["command"] and again["plan"]["options"]["seed"] == run["plan"]["options"]["seed"]
+    )
+    assert again["connections"]["verified"] == 300 and again["run_id"] != run["run_id"]
+    found = inv.json(
+        "find-limit", "--clients", "2", "--hosts", "c1:c2", "--start", "200", "--most", "400", "--hold", "0"
+    )
+    assert found["limit"] == 400 and len(found["tries"]) == 2 and found["wall"] is None
+    inv("stop-server")
+
+
+def test_clients_of_a_killed_controller_do_not_wait_for_it(running_lab: Lab, inv: Inv) -> None:
+    """Killed while the clients ramp, nobody will open the second barrier: they hold and end by themselves."""
+    inv("deploy-server")
+    load = ["--clients", "2", "--per-client", "300", "--hosts", "c1:c2", "--hold", "1", "--rate", "100"]
+    process = inv.start("stress", *load)
+    deadline = time.monotonic() + 40
+    while "stress_client" not in running_lab.ssh("c1", "ps -eo args") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    begun = time.monotonic()
+    while "stress_client" in running_lab.ssh("c1", "ps -eo args") and time.monotonic() < begun + 60:
+        time.sleep(1)
+    assert time.monotonic() - begun < 40
+    record = inv.json("stress", "--attach", "latest")
+    assert record["connections"]["verified"] == record["connections"]["requested"] == 600
+    inv("stop-server")
 
 
 def test_a_network_that_is_cut_for_ten_seconds_loses_no_count(running_lab: Lab, inv: Inv) -> None:
