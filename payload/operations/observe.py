@@ -94,17 +94,21 @@ class Look(object):
         return self._sockets
 
     def processes(self):
-        """Pids of the server, the one of the pid file first, then its descendants.
+        """Pids of the server, the one of the pid file first, then its descendants; of whoever listens on the port,
+        if that is somebody else.
 
         :raises LookupError: with a sentence, when there is no server to look at.
         """
         if self._processes is None:
+            listening = listener_pids(self.port)
             try:
                 self._processes = server_pids(self.pid_file)
             except (LookupError, OSError):
-                self._processes = listener_pids(self.port)  # somebody else's server
-                if not self._processes:
+                if not listening:
                     raise
+                self._processes = listening
+            if listening and not set(listening) & set(self._processes):
+                self._processes = listening  # our server runs, but another one has this port
         return self._processes
 
 
