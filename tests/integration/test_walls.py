@@ -3,6 +3,7 @@
 import base64
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -148,14 +149,13 @@ def test_clients_of_a_killed_controller_do_not_wait_for_it(running_lab: Lab, inv
 
 
 def test_a_network_that_is_cut_for_ten_seconds_loses_no_count(running_lab: Lab, inv: Inv) -> None:
-    import subprocess
-
     inv("deploy-server")
     process = inv.start("stress", "--clients", "2", "--per-client", "200", "--hosts", "c1:c2", "--hold", "6")
     time.sleep(4)
-    subprocess.run(["ip", "link", "set", "vb-c2", "down"], check=True)
+    link = f"vb-{running_lab.hosts['c2'].machine}"
+    subprocess.run(["ip", "link", "set", link, "down"], check=True)
     time.sleep(10)
-    subprocess.run(["ip", "link", "set", "vb-c2", "up"], check=True)
+    subprocess.run(["ip", "link", "set", link, "up"], check=True)
     out, err = process.communicate(timeout=150)
     inv("stop-server")
     assert process.returncode in (0, 3, 4), out + err
