@@ -58,6 +58,8 @@ CASES = (
     Case("handler_corners", converges=False),
     Case("inheriting", converges=False, reset=MADE),
     Case("inheriting", {"tags": "inner,sub"}, converges=False, check=False, reset=MADE),
+    Case("site", check=False, reset=MADE),
+    Case("odds", converges=False, code=2, check=False, reset=MADE),
     Case("fatal_blocks", converges=False, code=2),
     Case("dropping", converges=False, code=2),
     Case("flushes", converges=False, code=2, quick=True),
