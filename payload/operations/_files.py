@@ -418,6 +418,10 @@ def make_folder(path):
     journal.path(path, {"kind": "directory"})
     try:
         os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise OperationError("%s is in the way: it is no directory" % path, path=path)
+        # Another name of this host in the inventory made it just now: as wanted.
     except OSError as error:
         raise OperationError("cannot create %s: %s" % (path, error.strerror), path=path)
 
