@@ -8,7 +8,6 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,8 +15,7 @@ from pathlib import Path
 import pytest
 from stress_slots import Slots
 
-sys.path.insert(0, str(Path(__file__).parent))
-from interpreters import INTERPRETERS
+from tests.unit.interpreters import INTERPRETERS
 
 CLIENT = Path(__file__).resolve().parents[2] / "payload" / "stress_client.py"
 ENDS = sorted({INTERPRETERS[0], INTERPRETERS[-1]})
