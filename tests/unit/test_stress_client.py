@@ -232,6 +232,7 @@ def test_flood_begins_after_the_ramp(serve, python):
     assert server.messages == result["echoes"]["sent"]
 
 
+@pytest.mark.full  # timed: on a busy machine it says more about the machine
 @pytest.mark.parametrize("rate", [500, 2000])
 def test_the_rate_is_kept(serve, rate):
     server = serve()
