@@ -220,21 +220,22 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
         argv = [sys.executable, "-m", "invoke", "stress", "--hosts", "local", "--inventory", str(inventory)]
         argv += ["--target", f"local:{port}", "--clients", "20", "--per-client", "50000", "--hold", "20"]
         peak: dict[str, float] = {}
-        with subprocess.Popen(
-            [*argv, "--progress", "json", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        ) as run:
-            assert run.stdout is not None and run.stderr is not None
+        argv += ["--progress", "json", "--json"]
+        # To a file: its one object is larger than a pipe holds, and only stderr is read here.
+        with (
+            (bench.folder / "answer.json").open("w+") as answer,
+            subprocess.Popen(argv, stdout=answer, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run,
+        ):
+            assert run.stderr is not None
             for line in run.stderr:
                 row = json.loads(line) if line.startswith("{") else {}
                 total = row.get("total", {})
                 bench.say(f"  {row.get('seconds')} s: {total['open']:,} open" if total else "  " + line.rstrip())
                 if not peak and total.get("state") == "hold":
                     peak = memory()
-            result = json.loads(run.stdout.read())
+            run.wait()
+            answer.seek(0)
+            result = json.load(answer)
     time.sleep(5)
     after = memory()
     counts, each = result["connections"], {key: (peak[key] - before[key]) / 1_000_000 for key in peak}

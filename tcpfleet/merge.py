@@ -97,7 +97,7 @@ def run_record(
         "connections": connections,
         "rate": {
             "connects_per_second": round((connections["established"] - churned) / ramp, 1) if ramp else 0.0,
-            "echoes_per_second": round(sum(result["rate"]["echoes_per_second"] for result in results.values()), 1),
+            "echoes_per_second": _echo_rate(results, echoes, ramp),
         },
         "echoes": echoes,
         "churn": {
@@ -171,6 +171,14 @@ def run_record(
             ),
         )
     return record
+
+
+def _echo_rate(results: Mapping[int, Mapping[str, Any]], echoes: Mapping[str, int], ramp: float) -> float:
+    """Of the steady phases, which clients have at the same time; where nothing was sent in them, of the ramp."""
+    steady = [result for result in results.values() if result["echoes"]["steady"]]
+    if steady:
+        return round(sum(result["rate"]["echoes_per_second"] for result in steady), 1)
+    return round(echoes["verified"] / ramp, 1) if ramp else 0.0
 
 
 def _wall(

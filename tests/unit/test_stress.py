@@ -157,6 +157,10 @@ def test_the_ramp_is_that_of_all_clients_together() -> None:
     turns[1]["seconds"]["ramp_span"] = [1.5, 4.5]
     run = record(turns, 2)
     assert run["seconds"]["ramp"] == 4.0 and run["rate"]["connects_per_second"] == 50.0
+    assert run["rate"]["echoes_per_second"] == 50.0  # nothing was sent after the ramp
+    for one in turns.values():
+        one["echoes"]["steady"] = 10
+    assert record(turns, 2)["rate"]["echoes_per_second"] == 200.0  # the steady phases are at the same time
 
 
 def test_failures_are_counted_located_and_named() -> None:
