@@ -177,7 +177,7 @@ def _echo_rate(results: Mapping[int, Mapping[str, Any]], echoes: Mapping[str, in
     """Of the steady phases, which clients have at the same time; where nothing was sent in them, of the ramp."""
     steady = [result for result in results.values() if result["echoes"]["steady"]]
     if steady:
-        return round(sum(result["rate"]["echoes_per_second"] for result in steady), 1)
+        return round(sum(float(result["rate"]["echoes_per_second"]) for result in steady), 1)
     return round(echoes["verified"] / ramp, 1) if ramp else 0.0
 
 
