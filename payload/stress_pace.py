@@ -5,9 +5,9 @@ Pure arithmetic on numbers and times that the caller passes in; no clock, no soc
 
 from typing import Optional
 
-BURST_SECONDS = 0.05
+BURST_SECONDS = 0.08
 """Depth of the bucket beyond one token, in seconds of rate: a worker that was held up catches up by this much at
-most, so that no 100 ms see more than 1.5 times the asked rate (and one connect)."""
+most, so that no 100 ms see more than 1.8 times the asked rate (and one connect)."""
 
 
 class TokenBucket:

@@ -226,7 +226,7 @@ def test_the_bucket_keeps_the_rate_and_bounds_the_burst(rate, turn):
 
 def test_a_late_worker_does_not_catch_up_in_one_burst():
     bucket = TokenBucket(1000, 0.0)
-    assert bucket.available(10.0) == 51
+    assert bucket.available(10.0) == 81
 
 
 def test_the_window_stays_small_near_and_opens_far():
