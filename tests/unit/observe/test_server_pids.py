@@ -1,29 +1,41 @@
-"""Which processes are the server of a port."""
+"""Which processes are the server of a port: whoever listens on it, also where a pid file names another server."""
 
-import os
-import socket
 import subprocess
+import sys
+from pathlib import Path
 
-import pytest
+PAYLOAD = Path(__file__).resolve().parents[3] / "payload"
+# In a process of its own: `operations` is the name of a package of tests here, too.
+SCRIPT = """
+import os, socket, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from operations import observe
+
+def look(port, pid_file=None):
+    return observe.Look({"port": port, "pid_file": pid_file}, lambda: False).processes()
+
+with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
+    port, free = listener.getsockname()[1], other.getsockname()[1]
+    assert observe.listener_pids(port) == [os.getpid()]
+    assert look(port) == [os.getpid()]
+    sleeper = subprocess.Popen(["sleep", "30"])
+    with open(sys.argv[2], "w") as target:
+        target.write("%d\\n" % sleeper.pid)
+    assert look(port, sys.argv[2]) == [os.getpid()]  # another server's pid file
+assert observe.listener_pids(free) == []
+assert look(free, sys.argv[2]) == [sleeper.pid]
+sleeper.kill()
+sleeper.wait()
+try:
+    look(free)
+except LookupError as problem:
+    assert "no pid file" in str(problem)
+else:
+    raise AssertionError("there is no server")
+"""
 
 
-def test_whoever_listens_on_the_port_is_the_server_where_no_pid_file_names_it(tmp_path):
-    from operations import observe
-
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
-        port = listener.getsockname()[1]
-        assert observe.listener_pids(port) == [os.getpid()]
-        look = observe.Look({"port": port, "pid_file": None}, lambda: False)
-        assert look.processes() == [os.getpid()]
-        # Another server's pid file does not make it the server of this port.
-        sleeper = subprocess.Popen(["sleep", "30"])
-        (tmp_path / "pid").write_text(f"{sleeper.pid}\n")
-        look = observe.Look({"port": port, "pid_file": str(tmp_path / "pid")}, lambda: False)
-        assert look.processes() == [os.getpid()]
-        sleeper.kill()
-        sleeper.wait()
-        free = other.getsockname()[1]
-    assert observe.listener_pids(free) == []
-    look = observe.Look({"port": free, "pid_file": None}, lambda: False)
-    with pytest.raises(LookupError, match="no pid file"):
-        look.processes()
+def test_the_server_is_whoever_listens_on_the_port(tmp_path):
+    argv = [sys.executable, "-B", "-c", SCRIPT, str(PAYLOAD), str(tmp_path / "pid")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
