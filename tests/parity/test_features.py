@@ -62,7 +62,7 @@ CASES = (
     Case("odds", converges=False, code=2, check=False, reset=MADE),
     Case("fatal_blocks", converges=False, code=2),
     Case("dropping", converges=False, code=2),
-    Case("flushes", converges=False, code=2, quick=True),
+    Case("flushes", converges=False, code=2),
     *(
         Case("tagged_flushes", options, converges=False, check=False)
         for options in (
