@@ -103,6 +103,11 @@ class Counters:
             self.columns[name][slot] = 0
 
 
+def counters_path(pid_file: str) -> str:
+    """Return where the server with this pid file keeps its counters: beside it."""
+    return pid_file + ".counters"
+
+
 def errno_column(number: int) -> str:
     """Return the column that counts errors with this errno.
 

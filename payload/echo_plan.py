@@ -11,6 +11,9 @@ from typing import NamedTuple, Optional, Tuple
 # hand-over 2, signal pipe 2, and room for a log being reopened or /proc being read.
 RESERVED = 24
 MAX_WORKERS = 512
+MODES = ("echo", "http")
+# How a reload calls the program; not for users.
+PROBE_OPTION, RESUME_WORKER_OPTION, RESUME_SUPERVISOR_OPTION = "--probe", "--resume-worker", "--resume-supervisor"
 
 Options = NamedTuple(
     "Options",
@@ -21,7 +24,7 @@ Options = NamedTuple(
         ("max_connections", Optional[int]),  # None: what the workers can hold
         ("pid_file", Optional[str]),
         ("log_file", Optional[str]),
-        ("mode", str),  # a key of echo_worker's PROTOCOLS
+        ("mode", str),  # one of MODES
         ("user", Optional[str]),  # USER[:GROUP] that workers run as; None: whoever started the server
         ("idle_timeout", float),  # seconds; 0: never
         ("keepalive", Tuple[int, ...]),  # seconds idle, seconds between probes, probes; (): off

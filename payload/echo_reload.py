@@ -15,12 +15,12 @@ import tempfile
 from typing import Any, Dict, Iterable, List, Optional
 
 from echo_identity import Identity, become
+from echo_plan import PROBE_OPTION
 
 # Raise this when WorkerSetup, a saved state or the counters' columns change their meaning: running
 # processes then refuse the reload instead of handing the new code something it cannot read.
 STATE_FORMAT = 3
 PROBE_SECONDS = 10.0
-PROBE_OPTION = "--probe"
 
 
 def command(script: str) -> List[str]:

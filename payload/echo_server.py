@@ -26,13 +26,15 @@ import echo_counters
 import echo_log
 import echo_logind
 import echo_notify
-import echo_reload
-import echo_supervisor
-import echo_worker
 from daemon import DaemonError, PidFile, Readiness, process_start_time, start_daemon
-from echo_plan import MAX_WORKERS, Options
-from echo_supervisor import Supervisor, counters_path
-from echo_worker import PROTOCOLS
+from echo_plan import (
+    MAX_WORKERS,
+    MODES,
+    PROBE_OPTION,
+    RESUME_SUPERVISOR_OPTION,
+    RESUME_WORKER_OPTION,
+    Options,
+)
 
 NOT_RUNNING = 3
 MAX_BUFFERED = 64 << 20
@@ -73,21 +75,29 @@ def program_version() -> str:
     return digest.hexdigest()[:12]
 
 
+def _supervisor(options: Options) -> Any:
+    # Not at the top of the file: status, reload and stop have to work whatever the server's new files are worth.
+    import echo_reload
+    from echo_supervisor import Supervisor
+
+    return Supervisor(options, program_version(), echo_reload.command(SCRIPT))
+
+
 def run(options: Options) -> int:
     """Serve in the foreground until stopped; return the exit status."""
     if options.log_file:
         echo_log.redirect_to(options.log_file)
-    return Supervisor(options, program_version(), echo_reload.command(SCRIPT)).run(lambda message: None)
+    return _supervisor(options).run(lambda message: None)
 
 
 def start(options: Options) -> int:
     """Start the daemon; return 0 once it accepts connections, else print why not and return 1."""
-    version = program_version()
+    supervisor = _supervisor(options)
     os.environ.pop("NOTIFY_SOCKET", None)  # it is for the process that a unit of systemd started, not for a daemon
 
     def main(ready: Readiness) -> int:
         try:
-            return Supervisor(options, version, echo_reload.command(SCRIPT)).run(ready)
+            return supervisor.run(ready)
         except DaemonError as e:
             echo_log.log(str(e))
             ready.failed(str(e))
@@ -115,7 +125,7 @@ def status(pid_file: str) -> Optional[Dict[str, Any]]:
     if pid is None:
         return None
     try:
-        table = echo_counters.read(counters_path(pid_file))
+        table = echo_counters.read(echo_counters.counters_path(pid_file))
     except (OSError, ValueError):
         return None
     header, workers = table["header"], table["workers"]
@@ -238,7 +248,7 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
         p.add_argument("--port", type=_number(0, 65535), default=1883, help="default 1883; 0: any free one")
         p.add_argument("--workers", type=_workers, default=None, metavar="auto|N", help="default auto")
         p.add_argument("--max-connections", type=_number(1, 10**9), default=None, metavar="N")
-        p.add_argument("--mode", choices=sorted(PROTOCOLS), default="echo", help="default echo; http: always 200")
+        p.add_argument("--mode", choices=MODES, default="echo", help="default echo; http: always 200")
         p.add_argument("--user", metavar="USER[:GROUP]", help="workers run as this user; needs root")
         p.add_argument(
             "--idle-timeout",
@@ -276,14 +286,30 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
     return arguments
 
 
+def _answer_probe(state_format: str) -> int:
+    import echo_reload
+    import echo_supervisor  # noqa: F401 - whether it can be imported, with all that it imports, is the question
+
+    return echo_reload.answer_probe(state_format)
+
+
+def _resume_worker(fd: str) -> int:
+    import echo_worker
+
+    return echo_worker.resume(int(fd))
+
+
 def _resume_supervisor(fd: str) -> int:
+    import echo_reload
+    import echo_supervisor
+
     return echo_supervisor.resume(int(fd), program_version(), echo_reload.command(SCRIPT))
 
 
 _INTERNAL = {
-    echo_reload.PROBE_OPTION: echo_reload.answer_probe,
-    echo_worker.RESUME_OPTION: lambda fd: echo_worker.resume(int(fd)),
-    echo_supervisor.RESUME_OPTION: _resume_supervisor,
+    PROBE_OPTION: _answer_probe,
+    RESUME_WORKER_OPTION: _resume_worker,
+    RESUME_SUPERVISOR_OPTION: _resume_supervisor,
 }
 
 

@@ -21,9 +21,9 @@ import echo_notify
 import nofile
 from daemon import DaemonError, PidFile
 from echo_connection import set_keepalive
-from echo_counters import SLOTS, Counters
+from echo_counters import SLOTS, Counters, counters_path
 from echo_log import log
-from echo_plan import MAX_WORKERS, Options, Plan, PlanError, make_plan
+from echo_plan import MAX_WORKERS, RESUME_SUPERVISOR_OPTION, Options, Plan, PlanError, make_plan
 from echo_port import port_owner
 from echo_reload import exec_in_place, probe, read_state
 from echo_worker import BOOT_ERROR, DRAIN_SECONDS, LEAVE, Worker, WorkerSetup, nudge
@@ -33,8 +33,6 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0  # seconds until a dead worker is replac
 HEALTHY_SECONDS = 10.0  # a worker that lived so long starts again at BACKOFF_FIRST
 BACKLOG_MOST = 65535
 WATCH_SECONDS = 1.0  # how long a connection may wait for a worker that was woken for it and does not come
-
-RESUME_OPTION = "--resume-supervisor"
 
 _SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "TTIN", "TTOU", "CHLD")
 
@@ -266,7 +264,9 @@ class Supervisor:
             log("reloading")
             echo_notify.reloading()
             try:
-                exec_in_place(self.program, RESUME_OPTION, self._state(), (self._wake_in, self._wake_out))
+                exec_in_place(
+                    self.program, RESUME_SUPERVISOR_OPTION, self._state(), (self._wake_in, self._wake_out)
+                )
             except OSError as e:
                 error = "cannot run the new code: %s" % e.strerror
         log("not reloaded: %s" % error)
@@ -519,11 +519,6 @@ class Supervisor:
             except OSError:
                 pass
         self._pids.clear()
-
-
-def counters_path(pid_file: str) -> str:
-    """Return where the server with this pid file keeps its counters: beside it."""
-    return pid_file + ".counters"
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -27,6 +27,7 @@ from echo_counters import FULL_LOGGED, SLOTS, Counters, errno_column
 from echo_http import http_go_on, http_turn
 from echo_idle import IdleSweep
 from echo_log import log, reopen
+from echo_plan import RESUME_WORKER_OPTION
 from echo_reload import exec_in_place, read_state
 from echo_turn import echo_turn
 
@@ -43,7 +44,6 @@ LEAVE_BATCH = 256  # connections handed over in a row before the others get thei
 LEAVE_SECONDS = 0.01  # how often a leaving worker looks whether the others have room
 FULL_LOG_SECONDS = 10  # at most one line about a pause in this time
 
-RESUME_OPTION = "--resume-worker"
 BOOT_ERROR = 3  # exit status of a worker that failed before it was ready, as in gunicorn
 # Wakes a worker because connections wait. Its default is to be ignored, so it does no harm to a process that
 # has just got the pid of a worker that died.
@@ -604,7 +604,7 @@ class Worker:
             "busy": {str(fd): [busy.pack().hex(), busy.waits] for fd, busy in self._busy.items()},
         }
         try:
-            exec_in_place(self._setup.program, RESUME_OPTION, state, (self._wake_in, self._wake_out))
+            exec_in_place(self._setup.program, RESUME_WORKER_OPTION, state, (self._wake_in, self._wake_out))
         except OSError as e:
             log("cannot reload: %s" % e.strerror)
             self._epoll.register(self._wake_in, select.EPOLLIN)

@@ -199,8 +199,8 @@ def _reload(session: Session) -> str:
         raise HostFailed(str(state["reason"]))
     result = session.call("command", {"argv": _program(session, "reload")}, become=session.become)
     if result.get("failed") or result.get("rc"):
-        said = str(result.get("stderr") or result.get("msg"))
-        raise HostFailed(said.removeprefix("echo_server.py: "))
+        said = str(result.get("stderr") or result.get("msg")).strip().splitlines()
+        raise HostFailed(said[-1].removeprefix("echo_server.py: ") if said else "it does not say why")
     return str(result["stdout"])
 
 
