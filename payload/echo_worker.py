@@ -50,6 +50,7 @@ BOOT_ERROR = 3  # exit status of a worker that failed before it was ready, as in
 NUDGE = signal.SIGURG
 LEAVE = signal.SIGTTOU
 
+_EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE  # one connection wakes one worker, not all of them
 _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, NUDGE, LEAVE)
 
@@ -350,9 +351,8 @@ class Worker:
     def _listen(self) -> None:
         """Wait for new connections, as the last in the kernel's queue of waiting workers."""
         if not self._listening and not self._stopping and not self._leaving:
-            # Exclusive: one connection wakes one worker, not all of them.
-            self._epoll.register(self._setup.listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-            self._epoll.register(self._setup.handover_in, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._epoll.register(self._setup.listener, _EXCLUSIVELY)
+            self._epoll.register(self._setup.handover_in, _EXCLUSIVELY)
             self._listening = True
 
     def _unlisten(self) -> None:
@@ -394,8 +394,8 @@ class Worker:
         if self._connections >= limit:
             self._become_full()
         elif not alone and self._listening:
-            self._unlisten()
-            self._listen()
+            self._epoll.unregister(self._setup.listener)
+            self._epoll.register(self._setup.listener, _EXCLUSIVELY)
         if not drained and not self._listening:
             self._nudge_another()
 
