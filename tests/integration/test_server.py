@@ -211,9 +211,10 @@ def test_the_log_is_shown_and_followed_through_a_rotation(served: Lab, inv: Inv)
 
 def test_it_runs_after_a_boot(served: Lab, inv: Inv) -> None:
     """The host's own systemd goes down and up again. systemd-nspawn ends at a reboot and is called anew."""
-    machine = next(one for one in lab.status().hosts if one.name == "s1")
-    argv = Path(f"/proc/{machine.pid}/cmdline").read_bytes().split(b"\0")[:-1]
-    groups = [root / machine.machine for root in lab._cgroup_roots() if (root / machine.machine).is_dir()]
+    pid = next(one.pid for one in lab.status().hosts if one.name == "s1")
+    machine = served.hosts["s1"].machine
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    groups = [root / machine for root in lab._cgroup_roots() if (root / machine).is_dir()]
 
     def enter() -> None:
         for group in groups:
@@ -221,9 +222,9 @@ def test_it_runs_after_a_boot(served: Lab, inv: Inv) -> None:
 
     before = status(inv)["started"]
     served.ssh("s1", "systemctl --no-block reboot", check=False)
-    until("the host is down", lambda: not lab._alive(machine.pid or 0), 60)
-    if Path(f"/sys/class/net/vb-{machine.machine}").exists():
-        subprocess.run(["ip", "link", "delete", f"vb-{machine.machine}"], check=False)
+    until("the host is down", lambda: not lab._alive(pid or 0), 60)
+    if Path(f"/sys/class/net/vb-{machine}").exists():
+        subprocess.run(["ip", "link", "delete", f"vb-{machine}"], check=False)
     subprocess.run(
         [b"setsid", b"-f", *argv],
         stdin=subprocess.DEVNULL,
