@@ -67,7 +67,6 @@ def play(
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
         recap = run_on(options, book, fleet, limit, f"play {book.path.name}", choice)
-    rollback.say_by_hand(options, recap)
     return Answer(recap.to_json(), recap.exit_code)
 
 

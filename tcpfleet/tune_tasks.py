@@ -57,12 +57,12 @@ def tune(
             written = [host for host in hosts if host.name in readings.keys() - logins.keys()]
             logins |= _try_logins(options, fleet, _over_ssh(options, written), recap)
     tables = tuning.summarise(recap, readings, logins)
+    rollback.say_by_hand(options, recap)  # before the tables: what went wrong comes last
     options.say("")
     options.say(tuning.render(tables).rstrip("\n"))
     if target is not None:
         target.write_text(tuning.render_markdown(tables, f"Tuning, run {recap.run}"), encoding="utf-8")
         options.say(f"\nreport: {target}")
-    rollback.say_by_hand(options, recap)
     data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
     codes = [EXIT_HOST_FAILED for table in tables.values() if table.failed and table.host not in recap.reasons]
     return Answer(data, worst([recap.exit_code, *codes]))
