@@ -404,7 +404,7 @@ def test_a_running_server_is_not_stopped_for_an_address_that_cannot_be_had(
 def test_check_counts_what_deploying_would_change(served: Lab, inv: Inv) -> None:
     assert inv.json("deploy-server", "--check")["hosts"]["s1"]["changed"] == 0
     would = inv.json("deploy-server", "--check", "--max-connections", "20k")["hosts"]["s1"]["changed"]
-    assert would == 2  # one stop, one start
+    assert would == 3  # the unit, one stop, one start
     assert inv.json("deploy-server", "--check")["hosts"]["s1"]["changed"] == 0
 
 
