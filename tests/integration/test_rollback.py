@@ -47,10 +47,10 @@ DYING = """
 _write, _entries = Journal._write, []
 
 
-def _dying(self, line):
+def _dying(self, descriptor, line):
     import signal
 
-    _write(self, line)
+    _write(self, descriptor, line)
     _entries.append(line["kind"])
     if len(_entries) - _entries.count("begin") == {count}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -369,7 +369,8 @@ def test_real_units(inv: Inv, running_lab: Lab, clean: dict[str, Any], tmp_path:
 
 
 def test_a_deployed_server_that_still_runs_is_named(inv: Inv, running_lab: Lab, clean: dict[str, Any]) -> None:
-    inv("deploy-server", "--hosts", HOST, "--max-connections", "100", "--workers", "1")
+    asked = ("--manager", "daemon", "--max-connections", "100", "--workers", "1")
+    inv("deploy-server", "--hosts", HOST, *asked)
     done = inv("rollback", "--hosts", HOST)
     (line,) = [one for one in done.stdout.splitlines() if "still running" in one]
     command = line.partition("still running; ")[2].partition(" ends it")[0]
@@ -377,6 +378,20 @@ def test_a_deployed_server_that_still_runs_is_named(inv: Inv, running_lab: Lab, 
     running_lab.ssh(HOST, f"{command}; while [ -e /proc/{command.split()[1]} ]; do sleep 0.05; done")
     left = running_lab.ssh(HOST, "ls /opt; pgrep -f '[e]cho_server.py' || true; rm -f /var/log/tcpfleet-echo.log")
     assert left == ""
+    assert differences(clean, snapshot(running_lab)) == {}
+
+
+def test_a_deployed_unit_is_stopped_and_gone(inv: Inv, running_lab: Lab, clean: dict[str, Any]) -> None:
+    asked = ("--manager", "systemd", "--max-connections", "100", "--workers", "1")
+    inv("deploy-server", "--hosts", HOST, *asked)
+    assert running_lab.ssh(HOST, "systemctl is-active tcpfleet-echo; systemctl is-enabled tcpfleet-echo") == (
+        "active\nenabled\n"
+    )
+    answer = inv.json("rollback", "--hosts", HOST)["hosts"][HOST]
+    assert not answer["counts"].keys() & {"refused", "failed"}, answer
+    left = running_lab.ssh(HOST, "ls /opt; pgrep -f '[e]cho_server.py' || true; rm -f /var/log/tcpfleet-echo.log")
+    assert left == ""
+    assert "tcpfleet" not in running_lab.ssh(HOST, "systemctl list-units --all; systemctl list-unit-files")
     assert differences(clean, snapshot(running_lab)) == {}
 
 

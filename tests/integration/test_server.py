@@ -95,6 +95,7 @@ def test_it_is_back_after_kill_9_of_the_supervisor(served: Lab, inv: Inv) -> Non
     assert shown(served, "NRestarts")["NRestarts"] == "1"
 
 
+@pytest.mark.full
 def test_it_survives_logout_where_logind_kills_what_users_leave(served: Lab, inv: Inv) -> None:
     conf = "/etc/systemd/logind.conf.d/kill.conf"
     served.ssh(
@@ -161,6 +162,7 @@ def test_a_port_in_use_is_said_and_not_tried_again(served: Lab, inv: Inv) -> Non
     assert inv.json("stop-server", "--hosts", "c4")["hosts"]["c4"]["changed"] == 0
 
 
+@pytest.mark.full
 def test_workers_of_another_user_under_systemd(served: Lab, inv: Inv) -> None:
     options = "server_user=nobody server_idle_timeout=300 server_keepalive=60,10,5"
     try:
@@ -209,6 +211,7 @@ def test_the_log_is_shown_and_followed_through_a_rotation(served: Lab, inv: Inv)
     served.ssh("s1", f"kill -TTOU {status(inv)['pid']}; rm /var/log/tcpfleet-echo.log.1")
 
 
+@pytest.mark.full
 def test_it_runs_after_a_boot(served: Lab, inv: Inv) -> None:
     """The host's own systemd goes down and up again. systemd-nspawn ends at a reboot and is called anew."""
     pid = next(one.pid for one in lab.status().hosts if one.name == "s1")

@@ -56,8 +56,9 @@ def test_tune_tells_every_key_apart_and_repeats_without_a_change(
     (tmp_path / "group_vars" / "lab.yml").write_text(
         "sysctl_overrides:\n  net.ipv4.ip_local_port_range: 1 65000\n"
     )
-    first = inv.json("tune", "--hosts", "lab", "--inventory", str(tmp_path))
-    again = inv.json("tune", "--hosts", "lab", "--inventory", str(tmp_path))
+    # 2: a refused value fails its host, and stops nothing else.
+    first = inv.json("tune", "--hosts", "lab", "--inventory", str(tmp_path), code=2)
+    again = inv.json("tune", "--hosts", "lab", "--inventory", str(tmp_path), code=2)
     statuses = {row["key"]: row for row in first["tuning"]["s1"]["keys"]}
     assert len(statuses) == 15
     assert statuses["net.core.somaxconn"]["status"] in ("applied", "already")
@@ -68,6 +69,7 @@ def test_tune_tells_every_key_apart_and_repeats_without_a_change(
     assert {host["changed"] for host in again["hosts"].values()} == {0}
     assert {row["status"] for row in again["tuning"]["c1"]["keys"]} == {
         "already",
+        "already (higher)",
         "absent",
         "read-only",
         "refused",

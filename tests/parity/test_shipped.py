@@ -50,12 +50,14 @@ def check(pair: Pair, case: Case) -> None:
     assert not problems, "\n".join(["ours and Ansible differ:", *compare.grouped(problems)])
 
 
-def test_tune(pair: Pair, tidy: None) -> None:
+def test_tune(pair: Pair, tidy: None, request: pytest.FixtureRequest) -> None:
     """Also that a new login has the new limit: it is part of the snapshot, which is a login of its own."""
-    sysctls = sorted({*TUNED, *profile_keys()})
-    check(
-        pair, Case("tune", {"limit": "node"}, task="tune", roots=("/etc",), sysctls=tuple(sysctls), reset=UNTUNE)
+    sysctls = tuple(sorted({*TUNED, *profile_keys()}))
+    checked = bool(request.config.getoption("--full"))  # a third of the time
+    case = Case(
+        "tune", {"limit": "node"}, task="tune", roots=("/etc",), sysctls=sysctls, reset=UNTUNE, check=checked
     )
+    check(pair, case)
 
 
 def profile_keys() -> list[str]:
