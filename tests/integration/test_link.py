@@ -115,6 +115,7 @@ def test_sudo(
     assert "not-the-password" not in done.stdout + done.stderr
 
 
+@pytest.mark.full  # a pulled plug, in test_playbooks.py, is the short one
 def test_a_host_that_falls_silent_is_unreachable_within_the_idle_timeout(
     running_lab: Lab, inv: Inv, tmp_path: Path
 ) -> None:

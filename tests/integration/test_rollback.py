@@ -276,6 +276,7 @@ def test_a_login_that_is_not_root(inv: Inv, running_lab: Lab, clean: dict[str, A
     assert differences(clean, snapshot(running_lab)) == {}
 
 
+@pytest.mark.full
 def test_after_a_reboot(inv: Inv, running_lab: Lab, clean: dict[str, Any]) -> None:
     other = snapshot(running_lab, OTHER)
     inv("tune", "--hosts", f"{HOST},{OTHER}")

@@ -39,7 +39,7 @@ class Case:
     :ivar roots, sysctls, units: what is compared besides WORK.
     :ivar reset: a shell script that brings a host to the state the playbook starts from.
     :ivar converges: a second run changes nothing.
-    :ivar check: also in check mode.
+    :ivar check: also in check mode, where there is time for that: with --full.
     :ivar fetches: it brings files to the controller, to the folder in the variable `fetched`.
     :ivar own_words: tasks whose output differs by nature: process numbers, times.
     :ivar quick: runs on every `inv test`, not only with --full.
@@ -95,7 +95,7 @@ def run_case(pair: Pair, case: Case) -> list[str]:
 
     reset(pair, case)
     first, second = look(FIRST), look(SECOND)
-    if case.check:
+    if case.check and pair.full:
         told("check", *pair.both(checked))
         for host, before in ((FIRST, first), (SECOND, second)):
             problems += [f"[check] {host} was changed: {line}" for line in snapshot.changes(before, look(host))]

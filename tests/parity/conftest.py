@@ -24,6 +24,7 @@ FIRST, SECOND = "c1", "c2"
 class Pair:
     """The lab's two hosts, and both programs.
 
+    :ivar full: there is time for more than what must be seen on every run.
     :ivar inventories: host of the lab -> an inventory in which it has all the names of tests/parity/inventory.
     """
 
@@ -31,6 +32,7 @@ class Pair:
     peers: Path
     home: Path
     inventories: dict[str, Path]
+    full: bool
 
     def both(self, asked: Asked, ours_on: str = FIRST, ansible_on: str = SECOND) -> tuple[Run, Run]:
         """Runs a playbook with ours and with Ansible, at the same time.
@@ -66,7 +68,7 @@ def peers() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pair(running_lab: Lab, peers: Path) -> Iterator[Pair]:
+def pair(running_lab: Lab, peers: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     # Short, for the paths of Unix sockets end at 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="parity-"))
     inventories = {}
@@ -82,7 +84,7 @@ def pair(running_lab: Lab, peers: Path) -> Iterator[Pair]:
         }
         (folder / "00-connection.yml").write_text(yaml.safe_dump({"all": {"vars": settings}}))
         inventories[host] = folder
-    yield Pair(running_lab, peers, home, inventories)
+    yield Pair(running_lab, peers, home, inventories, bool(request.config.getoption("--full")))
     close_connections(home)
     shutil.rmtree(home)
     assert not os.path.exists(home)

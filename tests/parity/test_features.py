@@ -23,7 +23,7 @@ MADE = f"mkdir -p {WORK}"
 CASES = (
     Case("thirty_tasks", extra_vars=("target=node",), quick=True, roots=THIRTY, sysctls=TUNED,
          units=("parity-broker",), reset=UNDO_THIRTY),
-    Case("blocks", quick=True),
+    Case("blocks"),
     Case("handlers", quick=True, converges=False),
     Case("handlers_failing", converges=False, code=2),
     Case("loops", converges=False),

@@ -50,14 +50,10 @@ def check(pair: Pair, case: Case) -> None:
     assert not problems, "\n".join(["ours and Ansible differ:", *compare.grouped(problems)])
 
 
-def test_tune(pair: Pair, tidy: None, request: pytest.FixtureRequest) -> None:
+def test_tune(pair: Pair, tidy: None) -> None:
     """Also that a new login has the new limit: it is part of the snapshot, which is a login of its own."""
     sysctls = tuple(sorted({*TUNED, *profile_keys()}))
-    checked = bool(request.config.getoption("--full"))  # a third of the time
-    case = Case(
-        "tune", {"limit": "node"}, task="tune", roots=("/etc",), sysctls=sysctls, reset=UNTUNE, check=checked
-    )
-    check(pair, case)
+    check(pair, Case("tune", {"limit": "node"}, task="tune", roots=("/etc",), sysctls=sysctls, reset=UNTUNE))
 
 
 def profile_keys() -> list[str]:
@@ -107,6 +103,7 @@ def test_deploy_and_stop(pair: Pair, tidy: None) -> None:
     )
 
 
+@pytest.mark.full
 def test_stop(pair: Pair, tidy: None) -> None:
     """Each stops a server that the other's twin started; a second run finds none."""
     for host in (FIRST, SECOND):
