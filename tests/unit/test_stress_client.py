@@ -709,8 +709,10 @@ def test_a_slot_is_given_back_by_its_holder_s_end(tmp_path):
     assert ours.take() and ours.held == 2
     del others
     ours.keep(1)
-    assert ours.held == 1 and Slots(tmp_path, 2).take()
+    third = Slots(tmp_path, 2)
+    assert ours.held == 1 and third.take()
     ours.keep(0)
+    third.keep(0)
 
 
 def test_no_go_fails_by_itself(serve, tmp_path):

@@ -9,10 +9,12 @@ import resource
 import socket
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, sys.argv[1])
 from operations import OperationError, observe
 
+FIN_WAIT_2 = 5  # include/net/tcp_states.h
 # Addresses of loopback that nothing else uses: a load test on 127.0.0.1 may hold all of its ports.
 HERE, THERE = "127.83.7.1", "127.83.7.2"
 
@@ -68,6 +70,8 @@ def main():
     held = pairs(listener, count)
     closed_by_client, closed_by_both = held[0], held[1]
     closed_by_client[0].shutdown(socket.SHUT_WR)  # FIN-WAIT-2 there, CLOSE-WAIT at the server
+    while closed_by_client[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != bytes([FIN_WAIT_2]):
+        time.sleep(0.001)  # the other end's ACK may take a moment
     closed_by_both[0].close()
     closed_by_both[1].close()  # TIME-WAIT at the client
     queued = [connect(listener) for _ in range(3)]
