@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tcpfleet.cli import ROOT
 from tcpfleet.link import Session
@@ -61,6 +61,18 @@ class LoginLimit:
 
     soft: int
     hard: int
+
+
+class Probe(NamedTuple):
+    """Open files, as the play's script prints them; soft limits.
+
+    :ivar granted: the most that a login or unit can have; `asked`: what the profile wants.
+    :ivar servers: (pid, what it is to have, what it has) of each process of a server that has less.
+    """
+
+    granted: int
+    asked: int
+    servers: list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -151,15 +163,15 @@ def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dic
     :returns: host name -> result of the operation ``sysctl_read``; hosts that cannot be read are left out.
     """
     wanted = asked(recap)
-    probes = recap.registered("nofile_probe")
 
     def read(session: Session) -> dict[str, Any]:
         name = session.host.name
+        found = probed(recap, name)
         args = {
             "names": list(wanted[name].values),
             "file": SYSCTL_FILE,
             "limits_file": LIMITS_FILE,
-            "processes": [pid for pid, _soft in _servers(probes.get(name))],
+            "processes": [pid for pid, *_limits in found.servers] if found else [],
         }
         return session.call("sysctl_read", args)
 
@@ -196,7 +208,7 @@ def summarise(
     :returns: host name -> `HostTuning`, in the recap's order.
     """
     wanted, looked = asked(recap), recap.registered("sysctl_keys")
-    written, probes = recap.registered("sysctl_set"), recap.registered("nofile_probe")
+    written = recap.registered("sysctl_set")
     tables = {}
     for host in recap.hosts:
         results = {str(item["item"]): item for item in _items(written.get(host))}
@@ -210,7 +222,7 @@ def summarise(
         tables[host] = HostTuning(
             host,
             tuple(keys),
-            _nofile(probes.get(host), (logins or {}).get(host), reading),
+            _nofile(probed(recap, host), (logins or {}).get(host), reading),
             recap.reasons.get(host),
         )
     return tables
@@ -327,17 +339,23 @@ def _meant(key: str, near: Sequence[str]) -> str:
     return f"{folder}.{found[0]}" if found else ""
 
 
-def _servers(probe: TaskResult | None) -> list[tuple[int, int]]:
-    """(pid, soft limit it had) of the servers whose limit the play raised."""
-    lines = [] if probe is None else str(probe.result.get("stdout", "")).splitlines()[3:]
-    return [(int(line.split()[0]), int(line.split()[2])) for line in lines]
-
-
-def _nofile(probe: TaskResult | None, login: LoginLimit | None, reading: Mapping[str, Any]) -> NofileTuning | None:
-    lines = [] if probe is None else str(probe.result.get("stdout", "")).splitlines()
+def probed(recap: Recap, host: str) -> Probe | None:
+    """What the play found out about open files on a host; None when it did not get so far."""
+    result = recap.registered("nofile_probe").get(host)
+    lines = [] if result is None else str(result.result.get("stdout", "")).splitlines()
     if len(lines) < 3:
         return None
-    granted, wanted = int(lines[0]), int(lines[1])
+    servers = []
+    for line in lines[3:]:
+        pid, limits, before = line.split()
+        servers.append((int(pid), int(limits.partition(":")[0]), int(before)))
+    return Probe(int(lines[0]), int(lines[1]), servers)
+
+
+def _nofile(probe: Probe | None, login: LoginLimit | None, reading: Mapping[str, Any]) -> NofileTuning | None:
+    if probe is None:
+        return None
+    granted, wanted = probe.granted, probe.asked
     notes = []
     if granted < wanted:
         notes.append(
@@ -347,7 +365,7 @@ def _nofile(probe: TaskResult | None, login: LoginLimit | None, reading: Mapping
     if login is not None and 0 <= login.soft < granted:
         notes.append(f"a new login has {login.soft}, not {granted}{later_limits(reading)}")
     seen = reading.get("processes", {})
-    servers = tuple(ServerLimit(pid, before, seen.get(str(pid))) for pid, before in _servers(probe))
+    servers = tuple(ServerLimit(pid, before, seen.get(str(pid))) for pid, _asked, before in probe.servers)
     return NofileTuning(wanted, granted, login, "; ".join(notes), servers)
 
 

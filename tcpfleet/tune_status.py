@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tcpfleet.playbook import Recap
-from tcpfleet.tune import SYSCTL_FILE, Asked, LoginLimit, asked, by_system, later_limits, same, shown, tidy
+from tcpfleet.tune import SYSCTL_FILE, Asked, LoginLimit, asked, by_system, later_limits, probed, same, shown, tidy
 
 LASTING, ABSENT, READ_ONLY, HOST_WIDE = "lasting", "absent", "read-only", "host-wide"
 DRIFT, OVERRIDDEN, NOT_ON_DISK, FILE_CHANGED = "drift", "overridden", "not on disk", "file changed"
@@ -138,14 +138,12 @@ def _limits(recap: Recap, host: str, reading: Mapping[str, Any], login: LoginLim
         result = recap.registered(name).get(host)
         if result is not None and result.changed:
             notes.append(f"{what} are not on disk as asked")
-    probe = recap.registered("nofile_probe").get(host)
-    lines = [] if probe is None else str(probe.result.get("stdout", "")).splitlines()
-    granted = int(lines[0]) if lines else 0
-    if login is not None and 0 <= login.soft < granted:
-        notes.append(f"a new login has {login.soft} open files, not {granted}{later_limits(reading)}")
-    for line in lines[3:]:
-        pid, _asked, soft = line.split()
-        notes.append(f"process {pid} of a server has {soft} open files, not {granted}")
+    probe = probed(recap, host)
+    if probe is None:
+        return (*notes, "the open-file limit that can be had was not found out")
+    if login is not None and 0 <= login.soft < probe.granted:
+        notes.append(f"a new login has {login.soft} open files, not {probe.granted}{later_limits(reading)}")
+    notes += [f"process {pid} of a server has {has} open files, not {due}" for pid, due, has in probe.servers]
     return tuple(notes)
 
 

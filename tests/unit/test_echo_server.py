@@ -270,6 +270,14 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
         (["--workers", "0"], "'0' is not a number from 1 to 512"),
         (["--port", "70000"], "'70000' is not a number from 0 to 65535"),
         (["--max-connections", "many"], "'many' is not a number"),
+        (["--user", "nosuch"], "there is no user nosuch"),
+        (["--user", "root:nosuch"], "there is no group nosuch"),
+        (["--idle-timeout", "0.5"], "is not a number of seconds"),
+        (["--idle-timeout", "nan"], "is not a number of seconds"),
+        (["--keepalive", "1,2,3,4"], "is not IDLE"),
+        (["--keepalive", "0,1"], "is not IDLE"),
+        (["--mode", "gopher"], "invalid choice: 'gopher'"),
+        (["--max-buffered", "1"], "is not a number from 65536"),
     ],
 )
 def test_what_cannot_start_says_why(options: list[str], sentence: str, server: Server) -> None:
@@ -776,24 +784,6 @@ def check_workers_of_nobody(s: Server) -> None:
     wait_until(lambda: len(s.processes()) == 2)
     for c in clients:
         exchange(c)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--user", "nosuch"], "there is no user nosuch"),
-        (["--user", "root:nosuch"], "there is no group nosuch"),
-        (["--idle-timeout", "0.5"], "is not a number of seconds"),
-        (["--idle-timeout", "nan"], "is not a number of seconds"),
-        (["--keepalive", "1,2,3,4"], "is not IDLE"),
-        (["--keepalive", "0,1"], "is not IDLE"),
-        (["--mode", "gopher"], "invalid choice: 'gopher'"),
-        (["--max-buffered", "1"], "is not a number from 65536"),
-    ],
-)
-def test_new_options_that_cannot_be(options: list[str], sentence: str, server: Server) -> None:
-    done = server.start(*options)
-    assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_keepalive_reaches_the_connections(server: Server) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tcpfleet.playbook import Playbook, load
 from tcpfleet.playbook.parse import read_vars
 from tcpfleet.tune import (
+    LIMITS_FILE,
+    SYSCTL_FILE,
     Asked,
     HostTuning,
     LoginLimit,
@@ -333,6 +335,11 @@ def test_a_number_of_connections_that_is_none_fails_before_anything_changes(wron
     recap = load(ROOT / "playbooks/tune.yml").run(FakeFleet(inventory, canned), inventory)
     assert "connections_wanted must be a whole number above 0" in recap.reasons["h1"]
     assert recap.hosts["h1"].changed == 0
+
+
+def test_what_is_read_back_is_what_the_play_writes() -> None:
+    variables = load(ROOT / "playbooks/tune.yml").plays[0].vars
+    assert (variables["sysctl_file"], variables["limits_file"]) == (SYSCTL_FILE, LIMITS_FILE)
 
 
 # ---- which rows fail a host, which are overridden
