@@ -1,6 +1,7 @@
 """Walls that can be confined to a lab host, provoked there: each must be named as what it is."""
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,27 @@ CASES = [
 ]
 
 
+def serve(lab: Lab, program: str, **values: object) -> None:
+    """Starts a program of this file on s1 as unit `wall`, and waits until it listens."""
+    packed = base64.b64encode(program.format(port=PORT, **values).encode()).decode()
+    lab.ssh("s1", "systemctl stop wall 2>/dev/null; systemctl reset-failed wall 2>/dev/null; true")
+    nofile = values.get("nofile", 1024)
+    lab.ssh(
+        "s1",
+        f"systemd-run -q --unit=wall -p LimitNOFILE={nofile} "
+        f"python3 -c 'import base64; exec(base64.b64decode(\"{packed}\"))'",
+    )
+    for _ in range(50):
+        if lab.ssh("s1", f"ss -Hltn sport = :{PORT}").strip():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server of the test does not listen")
+
+
+def end_serving(lab: Lab) -> None:
+    lab.ssh("s1", "systemctl stop wall; systemctl reset-failed wall 2>/dev/null; true")
+
+
 @pytest.mark.parametrize(
     ("wall", "program", "backlog", "pause", "close", "nofile", "options", "words"),
     CASES,
@@ -81,24 +103,13 @@ def test_walls_of_a_server(
     options: list[str],
     words: str,
 ) -> None:
-    text = program.format(port=PORT, backlog=backlog, pause=pause, close=close)
-    packed = base64.b64encode(text.encode()).decode()
-    running_lab.ssh("s1", "systemctl stop wall 2>/dev/null; systemctl reset-failed wall 2>/dev/null; true")
-    running_lab.ssh(
-        "s1",
-        f"systemd-run -q --unit=wall -p LimitNOFILE={nofile} "
-        f"python3 -c 'import base64; exec(base64.b64decode(\"{packed}\"))'",
-    )
+    serve(running_lab, program, backlog=backlog, pause=pause, close=close, nofile=nofile)
     try:
-        for _ in range(50):
-            if running_lab.ssh("s1", f"ss -Hltn sport = :{PORT}").strip():
-                break
-            time.sleep(0.1)
         load = ["--clients", "2", "--per-client", "100", "--hold", "0.5", "--target", f"s1:{PORT}"]
         limits = ["--connect-timeout", "2", "--reply-timeout", "2"]
         run = inv.json("stress", "--hosts", "c1:c2", *load, *limits, *options, code=3)
     finally:
-        running_lab.ssh("s1", "systemctl stop wall; systemctl reset-failed wall 2>/dev/null; true")
+        end_serving(running_lab)
     assert run["wall"]["name"] == wall, run["wall"]
     assert words in run["wall"]["evidence"]
     assert run["connections"]["verified"] + run["connections"]["failed"] == run["connections"]["requested"] == 200
@@ -133,9 +144,7 @@ def test_clients_of_a_killed_controller_do_not_wait_for_it(running_lab: Lab, inv
     inv("deploy-server")
     load = ["--clients", "2", "--per-client", "300", "--hosts", "c1:c2", "--hold", "1", "--rate", "100"]
     process = inv.start("stress", *load)
-    deadline = time.monotonic() + 40
-    while "stress_client" not in running_lab.ssh("c1", "ps -eo args") and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_client(running_lab, "c1")
     time.sleep(2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -164,3 +173,175 @@ def test_a_network_that_is_cut_for_ten_seconds_loses_no_count(running_lab: Lab, 
     assert "400 requested" in counts[0]
     verified, failed = (int(part.split()[0].replace(",", "")) for part in counts[0].split(",")[2:4])
     assert verified + failed == 400
+
+
+LIMITS = ["--connect-timeout", "2", "--reply-timeout", "2"]
+# Drops what would complete a handshake: the server's half-open connections stay.
+HALF_OPEN = """table inet wall {{
+  chain input {{
+    type filter hook input priority 0;
+    tcp dport {port} tcp flags & (syn | ack) == ack drop
+  }}
+}}"""
+# Tracks connections, as a host with a firewall does.
+TRACKED = """table inet wall {{
+  chain input {{ type filter hook input priority 0; tcp dport {port} ct state new counter accept }}
+}}"""
+
+
+@pytest.mark.parametrize(("cookies", "words"), [(1, "answered with a cookie"), (0, "SYNs were dropped")])
+def test_a_full_syn_queue(running_lab: Lab, inv: Inv, cookies: int, words: str) -> None:
+    serve(running_lab, ACCEPT, backlog=8, pause=0, close="False")
+    was = running_lab.ssh("s1", "cat /proc/sys/net/ipv4/tcp_syncookies").strip()
+    try:
+        running_lab.ssh("s1", f"echo {cookies} > /proc/sys/net/ipv4/tcp_syncookies")
+        running_lab.ssh("s1", "nft -f -", stdin=HALF_OPEN.format(port=PORT))
+        load = ["--clients", "2", "--per-client", "50", "--hold", "0", "--target", f"s1:{PORT}"]
+        run = inv.json("stress", "--hosts", "c1:c2", *load, *LIMITS, "--in-flight", "50", code=3)
+    finally:
+        running_lab.ssh("s1", "nft delete table inet wall", check=False)
+        running_lab.ssh("s1", f"echo {was} > /proc/sys/net/ipv4/tcp_syncookies")
+        end_serving(running_lab)
+    assert run["wall"]["name"] == "the server's SYN queue", run["wall"]
+    assert words in run["wall"]["evidence"]
+    assert run["connections"]["failed"] == run["connections"]["requested"] == 100
+
+
+def test_a_full_connection_tracking_table(running_lab: Lab, inv: Inv) -> None:
+    most = "/proc/sys/net/netfilter/nf_conntrack_max"
+    serve(running_lab, ACCEPT, backlog=1024, pause=0, close="False")
+    was = running_lab.ssh("s1", f"cat {most}").strip()
+    try:
+        running_lab.ssh("s1", "nft -f -", stdin=TRACKED.format(port=PORT))
+        load = ["--clients", "2", "--per-client", "100", "--hold", "0", "--target", f"s1:{PORT}", "--rate", "50"]
+        process = inv.start("stress", "--hosts", "c1:c2", *load, *LIMITS, "--json")
+        time.sleep(1.5)
+        running_lab.ssh("s1", f"echo 60 > {most}")  # later than the plan, which would refuse it
+        out, err = process.communicate(timeout=120)
+    finally:
+        running_lab.ssh("s1", f"echo {was} > {most}; nft delete table inet wall", check=False)
+        end_serving(running_lab)
+    run = json.loads(out)
+    assert run["wall"]["name"] == "connection tracking table", (run["wall"], err)
+
+
+# Takes every port of a small range, as other programs of a client host may between the plan and the load.
+TAKE = """
+import socket, time
+held = []
+for port in range({low}, {high} + 1):
+    one = socket.socket()
+    try:
+        one.bind(("0.0.0.0", port))
+    except OSError:
+        continue
+    held.append(one)
+print(len(held), flush=True)
+time.sleep(60)
+"""
+
+
+def test_source_ports_that_others_took_after_the_plan(running_lab: Lab, inv: Inv) -> None:
+    inv("deploy-server")
+    ports = "/proc/sys/net/ipv4/ip_local_port_range"
+    was = running_lab.ssh("c1", f"cat {ports}").strip()
+    packed = base64.b64encode(TAKE.format(low=40000, high=40149).encode()).decode()
+    try:
+        running_lab.ssh("c1", f"echo 40000 40149 > {ports}")
+        load = ["--clients", "1", "--per-client", "100", "--hosts", "c1", "--hold", "0", "--rate", "20"]
+        process = inv.start("stress", *load, "--json")
+        wait_for_client(running_lab, "c1")
+        time.sleep(1)
+        running_lab.ssh(
+            "c1",
+            f"systemd-run -q --unit=take python3 -c 'import base64; exec(base64.b64decode(\"{packed}\"))'",
+        )
+        out, err = process.communicate(timeout=120)
+    finally:
+        running_lab.ssh(
+            "c1", f"systemctl stop take; systemctl reset-failed take 2>/dev/null; echo {was} > {ports}"
+        )
+        inv("stop-server")
+    run = json.loads(out)
+    assert process.returncode == 3, err
+    assert "source ports" in run["wall"]["name"], run["wall"]
+    counts = run["connections"]
+    assert counts["failed"] > 0 and counts["verified"] + counts["failed"] == 100
+    assert {row["errno"] for row in run["errors"]} == {"EADDRNOTAVAIL"}
+
+
+def test_open_files_of_a_client_that_were_cut_after_the_plan(running_lab: Lab, inv: Inv) -> None:
+    inv("deploy-server")
+    load = ["--clients", "1", "--per-client", "100", "--hosts", "c1", "--hold", "0", "--rate", "20"]
+    process = inv.start("stress", *load, "--json")
+    try:
+        wait_for_client(running_lab, "c1")
+        time.sleep(1)
+        running_lab.ssh("c1", "for p in $(pgrep -f stress_client.py); do prlimit --nofile=40:40 --pid $p; done")
+        out, err = process.communicate(timeout=120)
+    finally:
+        inv("stop-server")
+    run = json.loads(out)
+    assert process.returncode == 3, err
+    assert "nofile" in run["wall"]["name"], run["wall"]
+    assert run["connections"]["verified"] + run["connections"]["failed"] == 100
+    assert {row["errno"] for row in run["errors"]} == {"EMFILE"}
+
+
+def test_the_capacity_of_our_server(running_lab: Lab, inv: Inv) -> None:
+    """Two loads that fit alone and not together: the plan of neither can know."""
+    inv("deploy-server", "--max-connections", "150")
+    load = ["--clients", "1", "--per-client", "100", "--hold", "8", "--rate", "40", *LIMITS]
+    try:
+        first = inv.start("stress", *load, "--hosts", "c1", "--json")
+        second = inv.start("stress", *load, "--hosts", "c2", "--json")
+        ended = [(*one.communicate(timeout=120), one.returncode) for one in (first, second)]
+    finally:
+        inv("stop-server")
+    runs = [json.loads(out) for out, _, _ in ended]
+    assert sum(run["connections"]["verified"] for run in runs) <= 150
+    failed = [run for run in runs if run["verdict"] == "fail"]
+    assert failed, ended
+    for run in failed:
+        assert run["wall"]["name"] == "the server's own connection limit", run["wall"]
+        assert run["connections"]["verified"] + run["connections"]["failed"] == 100
+
+
+def test_processors_that_have_no_time_left(running_lab: Lab, inv: Inv) -> None:
+    inv("deploy-server")
+    load = ["--clients", "2", "--per-client", "200", "--hosts", "c1:c2", "--mode", "flood", "--hold", "4"]
+    try:
+        run = inv.json("stress", *load, "--fail-if", "p50_service_ms > 0.001", code=3)
+    finally:
+        inv("stop-server")
+    assert run["connections"]["verified"] == 400
+    assert run["wall"]["name"].startswith("CPU of "), run["wall"]
+    assert "one machine, counted once" in run["wall"]["name"]
+
+
+def wait_for_client(lab: Lab, host: str) -> None:
+    deadline = time.monotonic() + 40
+    while "stress_client" not in lab.ssh(host, "ps -eo args"):
+        assert time.monotonic() < deadline, "no client runs"
+        time.sleep(0.2)
+
+
+def test_a_killed_worker_is_counted_and_the_others_finish(running_lab: Lab, inv: Inv) -> None:
+    inv("deploy-server")
+    load = ["--clients", "2", "--per-client", "200", "--hosts", "c1:c2", "--hold", "5", "--mode", "heartbeat"]
+    process = inv.start("stress", *load, "--interval", "1", "--json")
+    try:
+        wait_for_client(running_lab, "c1")
+        time.sleep(4)
+        running_lab.ssh("c1", "kill -9 $(pgrep -f stress_client.py | tail -1)")
+        out, err = process.communicate(timeout=120)
+    finally:
+        inv("stop-server")
+    run = json.loads(out)
+    assert process.returncode == 3, err
+    counts, echoes = run["connections"], run["echoes"]
+    assert counts["failed"] > 0 and counts["verified"] + counts["failed"] == counts["requested"] == 400
+    assert echoes["sent"] == echoes["verified"] + echoes["mismatched"] + echoes["lost"]
+    assert run["wall"]["name"] == "a stress client died", run["wall"]
+    for host in ("c1", "c2"):
+        assert "stress_client" not in running_lab.ssh(host, "ps -eo args")
