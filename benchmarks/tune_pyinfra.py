@@ -18,9 +18,22 @@ profile = yaml.safe_load((ROOT / "playbooks/profiles/article.yml").read_text(enc
 wanted = {entry["name"]: entry["value"] for entry in profile["sysctl_profile"]}
 nofile = profile["nofile_profile"]["value"]
 
-# All keys in one question, as one who cares for speed would ask.
-look = "; ".join(f"[ -w /proc/sys/{key.replace('.', '/')} ] && echo {key}" for key in wanted)
-settable = (host.get_fact(Command, f"{look}; true") or "").split()
+# All keys in one question, as one who cares for speed would ask: what can be written, and what is in force.
+paths = " ".join(f"/proc/sys/{key.replace('.', '/')}" for key in wanted)
+look = f"for key in {paths}; do [ ! -w $key ] || grep -H . $key; done; true"
+in_force = dict(line.split(":", 1) for line in (host.get_fact(Command, look) or "").splitlines())
+in_force = {path.removeprefix("/proc/sys/").replace("/", "."): value for path, value in in_force.items()}
+
+
+def asked_of(entry: dict) -> str:
+    """The profile's value; of an entry to `raise` the higher of both, number by number."""
+    value, now = str(entry["value"]), in_force.get(entry["name"])
+    if now is None or not entry.get("raise"):
+        return value
+    return " ".join(str(max(int(old), int(new))) for old, new in zip(now.split(), value.split(), strict=True))
+
+
+asked = {entry["name"]: asked_of(entry) for entry in profile["sysctl_profile"]}
 granted = int(
     host.get_fact(
         Command,
@@ -34,10 +47,12 @@ values = {
     **profile,
     "profile_name": "article",
     "sysctl_own": {},
-    "sysctl_wanted": wanted,
-    "sysctl_settable": settable,
+    "sysctl_asked": asked,
+    "sysctl_settable": list(in_force),
+    "sysctl_left_alone": [],
     "nofile_wanted": nofile,
-    "nofile_granted": granted,
+    "nofile_soft": granted,
+    "nofile_hard": granted,
 }
 owned = {"user": "root", "group": "root"}
 as_ansible = {"jinja_env_kwargs": {"trim_blocks": True}}  # so that the files come out the same
@@ -51,8 +66,8 @@ files.template(
     **as_ansible,
     **values,
 )
-for key in settable:
-    server.sysctl(name=f"Set {key} in the running kernel", key=key, value=wanted[key], _ignore_errors=True)
+for key in in_force:
+    server.sysctl(name=f"Set {key} in the running kernel", key=key, value=asked[key], _ignore_errors=True)
 files.template(
     name="Write the limits of logins",
     src=str(TEMPLATES / "limits.conf.j2"),
