@@ -81,6 +81,7 @@ def start_daemon(
         inherited across exec is closed, so that no SSH session or pipeline waits for the daemon.
     :returns: a StartResult; nothing is left running when `ok` is false.
     """
+    open_stdio()
     log_fd = -1
     if log_path is not None:
         log_path = os.path.abspath(log_path)
@@ -111,6 +112,18 @@ def start_daemon(
         return _await_daemon(child, receive, timeout, log_path)
     finally:
         os.close(receive)
+
+
+def open_stdio() -> None:
+    """Open /dev/null in the place of those of stdin, stdout and stderr that the caller has closed.
+
+    Else the next file or socket that is opened becomes "stderr", and is written to as such.
+    """
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        os.set_inheritable(fd, True)
+        fd = os.open(os.devnull, os.O_RDWR)
+    os.close(fd)
 
 
 def open_log(path: str) -> int:
@@ -150,6 +163,30 @@ def describe_process(pid: int) -> str:
     return line if len(line) <= 100 else line[:97] + "..."
 
 
+def replace_file(path: str, content: bytes) -> int:
+    """Have `path` hold `content` (mode 0644), all of it or, where OSError is raised, what was there before.
+
+    Returns a descriptor of the file that may be read and written. The new file's name is its own until it is
+    complete: nobody else can have created it, or have it open.
+    """
+    temporary = "%s.%d" % (path, os.getpid())
+    try:
+        os.unlink(temporary)  # left by a process of this number that was killed
+    except FileNotFoundError:
+        pass
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        if os.write(fd, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fchmod(fd, 0o644)  # readable whatever the umask: others may ask for the status
+        os.rename(temporary, path)
+    except BaseException:
+        os.close(fd)
+        os.unlink(temporary)
+        raise
+    return fd
+
+
 class PidFile:
     """A file that names the one process that is the daemon.
 
@@ -175,18 +212,11 @@ class PidFile:
         fd = self._lock()
         try:
             self._refuse_if_held(fd, pid)
-            temporary = "%s.%d" % (self.path, pid)
             try:
-                new = os.open(
-                    temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-                )
-                try:
-                    os.write(new, b"%d\nstart=%d\n" % (pid, start))
-                    os.fchmod(new, 0o644)  # readable whatever the umask: others may ask for the status
-                finally:
-                    os.close(new)
-                os.rename(temporary, self.path)
+                os.close(replace_file(self.path, b"%d\nstart=%d\n" % (pid, start)))
             except OSError as e:
+                if not _content(fd):
+                    os.unlink(self.path)  # the empty one that was only locked
                 raise DaemonError("cannot write the pid file %s: %s" % (self.path, _reason(e)))
         finally:
             os.close(fd)

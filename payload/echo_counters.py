@@ -3,8 +3,7 @@
 Each worker has a slot and is the only writer of its cells, but for `limit` and `leaving`, which the supervisor
 writes (it also clears the slot of a dead one). Cells are aligned 64-bit words, so a reader never sees half a
 number. Columns are contiguous: the sum over all workers, which balancing needs for every batch of accepts, is one
-call. The table always has room for MAX_WORKERS, so that workers can be added while it is in use; pages that
-nobody has written cost nothing.
+call. The table always has room for MAX_WORKERS (128 KiB), so that workers can be added while it is in use.
 
 Layout: HEADER bytes of JSON (padded with NUL), then GLOBALS words, then one word per slot and column.
 """
@@ -16,6 +15,7 @@ import os
 import tempfile
 from typing import Any, Dict, Optional
 
+from daemon import replace_file
 from echo_plan import MAX_WORKERS
 
 # Errors of connections and of accept that have a column of their own; all others count as OTHER.
@@ -68,24 +68,16 @@ class Counters:
     def create(cls, path: Optional[str]) -> "Counters":
         """Make an empty table at `path` (replacing what is there, 0644), or nameless if that is None.
 
-        Raises OSError. The file appears complete: others find no table or a whole one.
+        Raises OSError. The file appears complete: others find no table or a whole one. All of it is written: in a
+        hole, a page that finds no room on a full disk is a SIGBUS for whoever counts there.
         """
         if path is None:
             shm = "/dev/shm"  # noqa: S108 - nameless file; memory, so that its pages are never written to a disk
             with tempfile.TemporaryFile(dir=shm if os.access(shm, os.W_OK) else None) as f:
-                fd = os.dup(f.fileno())
-            os.ftruncate(fd, _SIZE)
-            return cls(fd)
-        temporary = "%s.%d" % (path, os.getpid())
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            os.fchmod(fd, 0o644)
-            os.ftruncate(fd, _SIZE)
-            os.rename(temporary, path)
-            return cls(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+                f.write(bytes(_SIZE))
+                f.flush()
+                return cls(os.dup(f.fileno()))
+        return cls(replace_file(path, bytes(_SIZE)))
 
     def write_header(self, header: Dict[str, Any]) -> None:
         """Store the facts that do not change while the server runs, as JSON.

@@ -21,8 +21,13 @@ def log(message: str) -> None:
         os.getpid(),
         message.replace("\n", " | "),
     )
+    write(2, line.encode("utf-8", "replace"))
+
+
+def write(fd: int, line: bytes) -> None:
+    """Write a line of the log or the console, or nothing where that is full or gone."""
     try:
-        os.write(2, line.encode("utf-8", "replace"))
+        os.write(fd, line)
     except OSError:
         pass
 

@@ -26,7 +26,7 @@ import echo_counters
 import echo_log
 import echo_logind
 import echo_notify
-from daemon import DaemonError, PidFile, Readiness, process_start_time, start_daemon
+from daemon import DaemonError, PidFile, Readiness, open_stdio, process_start_time, start_daemon
 from echo_plan import (
     MAX_WORKERS,
     MODES,
@@ -85,6 +85,7 @@ def _supervisor(options: Options) -> Any:
 
 def run(options: Options) -> int:
     """Serve in the foreground until stopped; return the exit status."""
+    open_stdio()
     if options.log_file:
         echo_log.redirect_to(options.log_file)
     return _supervisor(options).run(lambda message: None)
@@ -339,6 +340,8 @@ def main(argv: List[str]) -> int:
             max_buffered=a.max_buffered,
             verbose=a.verbose,
         )
+        if options.pid_file and options.pid_file == options.log_file:
+            raise DaemonError("%s cannot be both the pid file and the log" % options.pid_file)
         return run(options) if a.command == "run" else start(options)
     except DaemonError as e:
         print("echo_server.py: %s" % e, file=sys.stderr)

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import time
 import traceback
 from typing import Any, Callable, Dict, List, Optional, Set
@@ -147,6 +148,10 @@ class Supervisor:
             self._give_log_to_workers()
         for slot in range(slots):
             self._spawn(slot)
+        if self._respawn_at:
+            raise DaemonError(
+                "only %d of %d workers could be started: no more processes" % (len(self._pids), slots)
+            )
         self._await_workers(slots)
 
     def _catch_signals(self) -> None:
@@ -299,9 +304,10 @@ class Supervisor:
             return
         slot = active[-1]
         self._respawn_at.pop(slot, None)
-        self.counters.columns["leaving"][slot] = 1
+        pids = [pid for pid, its in self._pids.items() if its == slot]  # none where its worker has just died
+        self.counters.columns["leaving"][slot] = len(pids)
         self._set_workers(active[:-1])
-        for pid in [pid for pid, its in self._pids.items() if its == slot]:
+        for pid in pids:
             self._leaving.add(slot)
             os.kill(pid, LEAVE)
 
@@ -365,7 +371,8 @@ class Supervisor:
 
     def _give_log_to_workers(self) -> None:
         """Let the user that the workers run as reopen the log; it was created by ours."""
-        if self._identity is not None:
+        # Only a file of its own: /dev/null stays root's.
+        if self._identity is not None and stat.S_ISREG(os.fstat(2).st_mode):
             try:
                 os.fchown(2, self._identity.uid, self._identity.gid)
             except OSError as e:
@@ -527,6 +534,8 @@ def _bind(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as e:
         raise DaemonError("cannot bind %s: %s" % (host, e.strerror))
+    except UnicodeError:  # what no name can look like, such as "a..b"
+        raise DaemonError("cannot bind %s: it is neither an address nor a name" % host)
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     try:

@@ -22,6 +22,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import echo_handover
+import echo_log
 from echo_connection import CLOSE, LINGER, OPEN, Busy, shut_write
 from echo_counters import FULL_LOGGED, SLOTS, Counters, errno_column
 from echo_http import http_go_on, http_turn
@@ -217,7 +218,7 @@ class Worker:
     def _read_and_print(self, fd: int, size: int) -> bytes:
         """os.read that says so on stdout, and waits for whoever reads that: what no server under load may do."""
         data = os.read(fd, size)
-        os.write(1, b"%d: %d bytes: %s\n" % (fd, len(data), ascii(data[:60]).encode()))
+        echo_log.write(1, b"%d: %d bytes: %s\n" % (fd, len(data), ascii(data[:60]).encode()))
         return data
 
     def keep(self, fd: int, busy: Busy, wait: bool = False) -> None:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import threading
@@ -267,6 +268,8 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
         (["--pid-file", "/nowhere/pid"], "cannot write the pid file /nowhere/pid: No such file or directory"),
         (["--bind", "192.0.2.1"], "cannot listen on 192.0.2.1 port"),
         (["--bind", "no such host"], "cannot bind no such host:"),
+        (["--bind", "a..b"], "cannot bind a..b: it is neither an address nor a name"),
+        (["--log-file", "/nowhere/f", "--pid-file", "/nowhere/f"], "/nowhere/f cannot be both the pid file and"),
         (["--workers", "0"], "'0' is not a number from 1 to 512"),
         (["--port", "70000"], "'70000' is not a number from 0 to 65535"),
         (["--max-connections", "many"], "'many' is not a number"),
@@ -305,6 +308,50 @@ def test_verbose_prints_what_is_read(server: Server) -> None:
     server.started("--verbose", "--workers", "1")
     exchange(server.connect(verify=False), b"look\0")
     assert ": 5 bytes: b'look\\x00'\n" in server.log()
+
+
+def test_a_console_that_cannot_be_printed_on_costs_no_connection(server: Server) -> None:
+    """A full disk behind --verbose ended every connection that sent something."""
+    command = [str(NEWEST), str(PAYLOAD / "echo_server.py"), "run", "--bind", "127.0.0.1", "--verbose"]
+    command += ["--port", str(server.port), "--pid-file", str(server.pid_file), "--workers", "1"]
+    with open("/dev/full", "wb") as full:
+        subprocess.Popen(command, stdout=full, stderr=full, env={**os.environ, MARK: server.mark})
+    wait_until(lambda: server.command("status").returncode == 0)
+    for _ in range(2):
+        exchange(server.connect())
+    assert server.status()["errors"] == 0
+
+
+@both
+def test_started_with_all_of_its_stdio_closed(python: Path, tmp_path: Path) -> None:
+    """The pipe that says "ready" became the daemon's stdin, and start said that it had failed."""
+    s = Server(tmp_path, python)
+    options = f"--bind 127.0.0.1 --port {s.port} --workers 1 --pid-file {s.pid_file} --log-file {s.log_file}"
+    shell = f"{python} {PAYLOAD}/echo_server.py start {options} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", shell], env={**os.environ, MARK: s.mark}).returncode == 0
+    for pid in s.processes():
+        assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)] == ["/dev/null", *[str(s.log_file)] * 2]
+    assert "listening on" in s.log()
+    s.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk to fill")
+def test_a_full_disk_under_the_pid_file_is_a_sentence(server: Server) -> None:
+    """The shared counters had a hole where the disk had no room: SIGBUS at the first count."""
+    disk = server.directory / "disk"
+    disk.mkdir()
+    files = f"--pid-file {disk}/pid --log-file {server.log_file} --bind 127.0.0.1 --port {server.port}"
+    start = f"{NEWEST} {PAYLOAD}/echo_server.py start {files} --workers 1; code=$?; ls {disk}; exit $code"
+    for kilobytes, said in ((64, "pid.counters"), (4, "the pid file")):
+        fill = f"head -c 4k /dev/zero > {disk}/fill 2>/dev/null"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size={kilobytes}k x {disk} && {fill}; {start}"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert done.returncode == 1 and said in done.stderr and "No space left on device" in done.stderr
+        assert (done.stderr.count("\n"), done.stdout.split()) == (1, ["fill"])
 
 
 def test_systemd_is_told_about_its_life(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,6 +621,20 @@ def test_stop_delivers_what_a_slow_reader_has_coming(server: Server) -> None:
         assert idle.recv(1) == b""
 
 
+def test_a_worker_that_is_dead_when_it_is_to_leave_leaves_no_mark_on_its_place(server: Server) -> None:
+    """The next worker there counted as leaving for ever: the others thought they were fewer."""
+    server.started("--workers", "2")
+    pid = server.status()["pid"]
+    for n in range(4):  # so that the next one is 0.8 s away
+        wait_until(lambda: len(server.processes()) == 3 and server.status()["workers"][1]["pid"])
+        os.kill(server.status()["workers"][1]["pid"], signal.SIGKILL)
+        wait_until(lambda n=n: server.log().count("next one") == n + 1)
+    os.kill(pid, signal.SIGTTOU)
+    wait_until(lambda: "1 workers" in server.log())
+    os.kill(pid, signal.SIGTTIN)
+    wait_until(lambda: len(workers_of(server)) == 2)
+
+
 def test_quit_is_at_once(server: Server) -> None:
     server.started("--workers", "2")
     server.connect()
@@ -732,6 +793,39 @@ def test_what_is_held_for_slow_readers_is_bounded_in_all(server: Server) -> None
         s.settimeout(10)
         assert receive(s, sent[n]) == data[: sent[n]]
     assert server.status()["buffered"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_log_that_is_no_file_keeps_its_owner(server: Server) -> None:
+    """--user gave it /dev/null, where that was the log."""
+    device = server.directory / "null"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    server.started("--user", "nobody", "--workers", "1", "--log-file", str(device))
+    server.connect()
+    os.kill(server.status()["pid"], signal.SIGUSR1)
+    server.command("stop")
+    assert device.stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root has no limit of processes, and only root can become another")
+def test_too_few_processes_for_all_workers_is_a_sentence(server: Server) -> None:
+    def someone() -> None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+        os.setgroups([])
+        os.setgid(64321)
+        os.setuid(64321)
+
+    payload = Path("/tmp") / uuid.uuid4().hex  # where anybody may read it
+    shutil.copytree(PAYLOAD, payload, ignore=shutil.ignore_patterns("__pycache__"))
+    command = ["/usr/bin/python3", str(payload / "echo_server.py"), "run", "--bind", "127.0.0.1", "--workers", "4"]
+    try:
+        done = subprocess.run(
+            [*command, "--port", str(server.port)], capture_output=True, text=True, preexec_fn=someone, timeout=15
+        )
+    finally:
+        shutil.rmtree(payload)
+    assert done.returncode == 1
+    assert "echo_server.py: only 2 of 4 workers could be started: no more processes" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
