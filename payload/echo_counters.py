@@ -51,7 +51,10 @@ _WORD = 8
 
 
 class Counters:
-    """The shared table; `fd` is the descriptor behind it, `columns` the live views of MAX_WORKERS cells each."""
+    """The shared table; `fd` is the descriptor behind it, `columns` the live views of MAX_WORKERS cells each.
+
+    `pids`, `connections` and `leaving` are those columns as far as slots were in use at the last `look`.
+    """
 
     def __init__(self, fd: int) -> None:
         """Map an existing table; see `create`."""
@@ -63,6 +66,18 @@ class Counters:
         for i, name in enumerate(COLUMNS):
             start = len(GLOBALS) + i * MAX_WORKERS
             self.columns[name] = words[start : start + MAX_WORKERS]
+        self.in_use = -1
+        self.look()
+
+    def look(self) -> int:
+        """Return how many slots are in use, after fitting `pids`, `connections` and `leaving` to them."""
+        in_use = self.globals[SLOTS]
+        if in_use != self.in_use:
+            self.in_use = in_use
+            self.pids, self.connections, self.leaving = (
+                self.columns[name][:in_use] for name in ("pid", "connections", "leaving")
+            )
+        return in_use
 
     @classmethod
     def create(cls, path: Optional[str]) -> "Counters":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Tuple
 from echo_connection import CLOSE, LINGER, OPEN, Busy
 
 if TYPE_CHECKING:
-    from echo_worker import Worker
+    from echo_connections import Connections
 
 READ_SIZE = 4096  # bytes per read: bounds how many answers one read can ask for
 MAX_HEAD = 8192  # bytes of a request's head
@@ -138,19 +138,19 @@ def _fields(head: Any) -> Tuple[int, bool, bytes, bool]:
 remembered_answers = lru_cache(_REMEMBERED)(answers)
 
 
-def http_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
+def http_turn(connections: "Connections") -> Callable[[List[Tuple[int, int]]], None]:
     """Return the function that serves a list of (descriptor, events); see `echo_turn.echo_turn`.
 
     A request counts as an echo in the worker's counters.
     """
-    read, write, slot = worker.read, os.write, worker.slot
-    special, attend, close = worker.special, worker.attend, worker.close
-    echo_cell, byte_cell = worker.columns["echoes"], worker.columns["bytes"]
-    careful_read: Any = worker.careful_read
+    read, write, slot = connections.read, os.write, connections.slot
+    special, attend, close = connections.special, connections.attend, connections.close
+    echo_cell, byte_cell = connections.columns["echoes"], connections.columns["bytes"]
+    careful_read: Any = connections.careful_read
 
     def turn(events: List[Tuple[int, int]]) -> None:
         requests = total = 0
-        take = careful_read if worker.is_tight() else read
+        take = careful_read if connections.is_tight() else read
         for fd, event in events:
             if fd in special:
                 attend(fd, event)
@@ -178,8 +178,8 @@ def http_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
             requests += count
             total += len(output)
             if sent != len(output) or rest or skip or ending:
-                settle(worker, fd, Busy(output[sent:], rest, skip, ending), bad)
-                take = careful_read if worker.is_tight() else take
+                settle(connections, fd, Busy(output[sent:], rest, skip, ending), bad)
+                take = careful_read if connections.is_tight() else take
         if requests or total:
             echo_cell[slot] += requests
             byte_cell[slot] += total
@@ -187,30 +187,30 @@ def http_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
     return turn
 
 
-def settle(worker: "Worker", fd: int, busy: Busy, bad: bool) -> None:
+def settle(connections: "Connections", fd: int, busy: Busy, bad: bool) -> None:
     """A connection of which something is unsent, half received, or to end: keep what is to be kept."""
-    if busy.rest and worker.is_tight():  # no memory for half a request
+    if busy.rest and connections.is_tight():  # no memory for half a request
         busy.unsent += _refusal(b"503 Service Unavailable")
         busy.rest, busy.ending, bad = b"", LINGER, True
     if bad:
-        worker.columns["bad_requests"][worker.slot] += 1
+        connections.columns["bad_requests"][connections.slot] += 1
     if busy.unsent or busy.ending == OPEN:
-        worker.keep(fd, busy)
+        connections.keep(fd, busy)
     else:
-        worker.end(fd, busy)
+        connections.end(fd, busy)
 
 
-def http_go_on(worker: "Worker", fd: int, busy: Busy) -> None:
+def http_go_on(connections: "Connections", fd: int, busy: Busy) -> None:
     """More has come on a connection with half a request, or with one whose body is still being skipped."""
     try:
-        data = worker.read(fd, READ_SIZE)
+        data = connections.read(fd, READ_SIZE)
     except BlockingIOError:
         return
     except OSError as e:
-        worker.close(fd, e)
+        connections.close(fd, e)
         return
     if not data:
-        worker.close(fd)
+        connections.close(fd)
         return
     begun = busy.since if busy.rest else time.monotonic()
     if busy.skip:
@@ -228,13 +228,13 @@ def http_go_on(worker: "Worker", fd: int, busy: Busy) -> None:
         except BlockingIOError:
             pass
         except OSError as e:
-            worker.close(fd, e)
+            connections.close(fd, e)
             return
-    worker.columns["echoes"][worker.slot] += found.requests
-    worker.columns["bytes"][worker.slot] += len(found.output)
-    worker.forget(fd)
+    connections.columns["echoes"][connections.slot] += found.requests
+    connections.columns["bytes"][connections.slot] += len(found.output)
+    connections.forget(fd)
     if sent != len(found.output) or found.rest or found.skip or found.ending:
         after = Busy(found.output[sent:], found.rest, found.skip, found.ending)
         if not found.requests:
             after.since = begun  # a head that trickles in must still be complete in time
-        settle(worker, fd, after, found.bad)
+        settle(connections, fd, after, found.bad)

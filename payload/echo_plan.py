@@ -5,7 +5,7 @@ In: what was asked (workers, max connections) and what can be had (CPUs, open fi
 beyond one process's limit is reached with more processes.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 # Descriptors of a worker that are no connections: stdio 3, listener, epoll, counters, life line, ready pipe,
 # hand-over 2, signal pipe 2, and room for a log being reopened or /proc being read.
@@ -33,6 +33,27 @@ Options = NamedTuple(
     ],
 )
 Options.__doc__ = """What the user asked for; paths are absolute."""
+
+WorkerSetup = NamedTuple(
+    "WorkerSetup",
+    [
+        ("slot", int),
+        ("listener", int),
+        ("family", int),
+        ("lifeline", int),  # read end of a pipe whose other end only the supervisor has
+        ("ready", int),  # write end of a pipe to the supervisor: a byte there says "booted"
+        ("handover_in", int),  # socket pair of all workers: connections on their way to another worker
+        ("handover_out", int),
+        ("counters", int),
+        ("log_file", Optional[str]),
+        ("mode", str),
+        ("idle_timeout", float),  # seconds, 0: none
+        ("verbose", bool),
+        ("max_buffered", int),  # bytes that all workers together may hold for slow peers
+        ("program", List[str]),  # argv that runs this program anew
+    ],
+)
+WorkerSetup.__doc__ = """What a worker is given: descriptors and plain values only, so it also survives exec."""
 
 Plan = NamedTuple("Plan", [("limits", Tuple[int, ...]), ("note", str)])
 Plan.__doc__ = """What will be done.

@@ -1,11 +1,52 @@
-"""Who listens on a TCP port: from /proc/net/tcp to the process, for the message "port in use by ..."."""
+"""The server's port: listening on it, or saying who has it already (from /proc/net/tcp to the process)."""
 
+import errno
 import os
+import socket
 from typing import Optional, Set
 
-from daemon import describe_process
+from daemon import DaemonError, describe_process
 
+BACKLOG_MOST = 65535
 _LISTEN = "0A"  # include/net/tcp_states.h
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening TCP socket; raise DaemonError naming who has the port."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as e:
+        raise DaemonError("cannot bind %s: %s" % (host, e.strerror))
+    except UnicodeError:  # what no name can look like, such as "a..b"
+        raise DaemonError("cannot bind %s: it is neither an address nor a name" % host)
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Else a second echo would wait for the acknowledgement of the first (Nagle).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` serves IPv4 as well
+        sock.bind(address)
+        # bind() succeeds beside a socket that is bound but not listening yet; listen() settles it.
+        sock.listen(backlog())
+    except OSError as e:
+        sock.close()
+        where = "%s port %d" % (host, port)
+        if e.errno == errno.EADDRINUSE:
+            owner = port_owner(port)
+            raise DaemonError("%s is in use%s" % (where, " by " + owner if owner else ""))
+        raise DaemonError("cannot listen on %s: %s" % (where, e.strerror))
+    return sock
+
+
+def backlog() -> int:
+    """Return the accept queue's length: what the kernel allows (net.core.somaxconn), at most 65535."""
+    try:
+        with open("/proc/sys/net/core/somaxconn") as f:
+            return min(int(f.read()), BACKLOG_MOST)
+    except (OSError, ValueError):
+        return socket.SOMAXCONN
 
 
 def port_owner(port: int) -> Optional[str]:

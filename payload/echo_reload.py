@@ -21,6 +21,7 @@ from echo_plan import PROBE_OPTION
 # processes then refuse the reload instead of handing the new code something it cannot read.
 STATE_FORMAT = 3
 PROBE_SECONDS = 10.0
+PROBE_SAYS = 500  # characters of an error: it is written into the status, which has its bounds
 
 
 def command(script: str) -> List[str]:
@@ -50,7 +51,7 @@ def probe(program: List[str], identity: Optional[Identity] = None) -> Optional[s
         process.communicate()
         return "the new code did not load within %g s" % PROBE_SECONDS
     if process.returncode != 0:
-        return "the new code does not load: %s" % (errors.splitlines() or ["no message"])[-1]
+        return "the new code does not load: %s" % (errors.splitlines() or ["no message"])[-1][:PROBE_SAYS]
     return None
 
 

@@ -20,12 +20,12 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
-import echo_counters
 import echo_log
 import echo_logind
 import echo_notify
+import echo_status
 from daemon import DaemonError, PidFile, Readiness, open_stdio, process_start_time, start_daemon
 from echo_plan import (
     MAX_WORKERS,
@@ -39,21 +39,6 @@ from echo_plan import (
 NOT_RUNNING = 3
 MAX_BUFFERED = 64 << 20
 BROKEN = 70  # exit status of `run` after a defect (EX_SOFTWARE): systemd restarts it then, and not after a refusal
-_TOTALS = (
-    *(
-        "connections",
-        "accepted",
-        "echoes",
-        "bytes",
-        "backpressured",
-        "buffered",
-        "full",
-        "times_full",
-        "resets",
-        "errors",
-    ),
-    *("idle_closed", "bad_requests"),
-)
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 RELOAD_SECONDS = 60.0
@@ -114,44 +99,12 @@ def start(options: Options) -> int:
     return 0
 
 
-def status(pid_file: str) -> Optional[Dict[str, Any]]:
-    """Return the state of the server with this pid file, None if none runs (or it is just starting).
-
-    Keys: running, pid, started, version, options, listening, backlog, capacity, nofile, connections,
-    accepted, echoes, bytes, backpressured, buffered, full, times_full, resets, errors, errors_by_errno,
-    idle_closed, bad_requests, manager, note, log_file, workers. Nothing is asked of the server: all is read from
-    its shared counters, so this works however busy it is.
-    """
-    pid = PidFile.read(pid_file)
-    if pid is None:
-        return None
-    try:
-        table = echo_counters.read(echo_counters.counters_path(pid_file))
-    except (OSError, ValueError):
-        return None
-    header, workers = table["header"], table["workers"]
-    if header.pop("pid") != pid:
-        return None
-    state = {"running": True, "pid": pid}  # type: Dict[str, Any]
-    state.update(header)
-    state["capacity"] = sum(w["limit"] for w in workers)
-    for total in _TOTALS:
-        state[total] = sum(w[total] for w in workers)
-    by_errno = {}  # type: Dict[str, int]
-    for w in workers:
-        for name, count in w["errors_by_errno"].items():
-            by_errno[name] = by_errno.get(name, 0) + count
-    state["errors_by_errno"] = by_errno
-    state["workers"] = workers
-    return state
-
-
 def reload(pid_file: str) -> int:
     """Have the server run the program's present files, keeping every connection; return 0 once it does.
 
     Raises DaemonError when none runs or the new code does not work (the old code then keeps running).
     """
-    before = status(pid_file)
+    before = echo_status.read(pid_file)
     if before is None:
         raise DaemonError("no server runs with the pid file %s" % pid_file)
     try:
@@ -161,7 +114,7 @@ def reload(pid_file: str) -> int:
     deadline = time.monotonic() + RELOAD_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.02)
-        now = status(pid_file)
+        now = echo_status.read(pid_file)
         if now is None:
             if PidFile.read(pid_file) is None:
                 raise DaemonError("the server ended during the reload; its log is %s" % before["log_file"])
@@ -321,7 +274,7 @@ def main(argv: List[str]) -> int:
     a = _arguments(argv)
     try:
         if a.command == "status":
-            state = status(a.pid_file)
+            state = echo_status.read(a.pid_file)
             print(json.dumps({"running": False} if state is None else state))
             return NOT_RUNNING if state is None else 0
         if a.command in ("reload", "stop"):

@@ -5,7 +5,6 @@ life of the server reads top to bottom there. The supervisor holds the listener,
 the pipes, and never touches a connection.
 """
 
-import errno
 import os
 import select
 import signal
@@ -13,26 +12,26 @@ import socket
 import stat
 import time
 import traceback
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import Any, Callable, Dict, List, Optional
 
 import echo_handover
 import echo_identity
 import echo_log
 import echo_notify
+import echo_port
+import echo_status
 import nofile
 from daemon import DaemonError, PidFile
 from echo_connection import set_keepalive
 from echo_counters import SLOTS, Counters, counters_path
+from echo_intake import nudge
 from echo_log import log
-from echo_plan import MAX_WORKERS, RESUME_SUPERVISOR_OPTION, Options, Plan, PlanError, make_plan
-from echo_port import port_owner
+from echo_plan import MAX_WORKERS, RESUME_SUPERVISOR_OPTION, Options, Plan, PlanError, WorkerSetup, make_plan
+from echo_prefork import Workers
 from echo_reload import exec_in_place, probe, read_state
-from echo_worker import BOOT_ERROR, DRAIN_SECONDS, LEAVE, Worker, WorkerSetup, nudge
+from echo_worker import BOOT_ERROR, DRAIN_SECONDS, LEAVE, Worker
 
 BOOT_SECONDS = 20.0  # a worker that is not ready by then counts as failed
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0  # seconds until a dead worker is replaced: doubles each time
-HEALTHY_SECONDS = 10.0  # a worker that lived so long starts again at BACKOFF_FIRST
-BACKLOG_MOST = 65535
 WATCH_SECONDS = 1.0  # how long a connection may wait for a worker that was woken for it and does not come
 
 _SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "TTIN", "TTOU", "CHLD")
@@ -49,11 +48,7 @@ class Supervisor:
         self.started = _now()
         self._reloads = {"attempts": 0, "at": None, "error": ""}  # type: Dict[str, Any]
         self._queue = []  # type: List[str]
-        self._pids = {}  # type: Dict[int, int]  # pid -> slot
-        self._born = {}  # type: Dict[int, float]  # slot -> when its worker was started
-        self._failures = {}  # type: Dict[int, int]  # slot -> deaths in a row
-        self._respawn_at = {}  # type: Dict[int, float]
-        self._leaving: Set[int] = set()  # slots whose workers have been told to leave
+        self._workers = Workers(self._be_worker, lambda slot: self.counters.clear(slot))
         self._stopping = False
 
     def run(self, ready: Callable[[str], None]) -> int:
@@ -90,8 +85,8 @@ class Supervisor:
         while not self._stopping:
             while self._queue:
                 getattr(self, "handle_" + self._queue.pop(0).lower())()
-            self._respawn()
             if not self._stopping:
+                self._workers.respawn()
                 self._wait(time.monotonic() + WATCH_SECONDS)
                 self._watch_listener()
         return 0
@@ -106,13 +101,13 @@ class Supervisor:
         poll.register(self.listener.fileno(), select.POLLIN)
         if poll.poll(0):
             columns = self.counters.columns
-            for pid, slot in self._pids.items():
+            for pid, slot in self._workers.pids.items():
                 # Only one that has booted: before that it has no handler, and needs no waking.
-                if columns["pid"][slot] == pid and not columns["full"][slot] and slot not in self._leaving:
+                if columns["pid"][slot] == pid and not columns["full"][slot] and slot not in self._workers.leaving:
                     nudge(pid)
 
     def _end(self, pid_file: Optional[PidFile]) -> None:
-        self._kill_all()
+        self._workers.kill()
         if self.options.pid_file:
             _unlink(counters_path(self.options.pid_file))
         if pid_file is not None:
@@ -126,7 +121,7 @@ class Supervisor:
         self.plan = self._plan(self.options.workers)
         if self.plan.note:
             log(self.plan.note)
-        self.listener = _bind(self.options.bind, self.options.port)
+        self.listener = echo_port.listen(self.options.bind, self.options.port)
         set_keepalive(self.listener, self.options.keepalive)
         slots = len(self.plan.limits)
         path = counters_path(self.options.pid_file) if self.options.pid_file else None
@@ -143,14 +138,14 @@ class Supervisor:
         os.set_blocking(self._ready_in, False)
         self._handover_in, self._handover_out = echo_handover.pair()
         self._catch_signals()
-        self.counters.write_header(self._header())
+        self._write_status()
         if self.options.log_file:
             self._give_log_to_workers()
         for slot in range(slots):
-            self._spawn(slot)
-        if self._respawn_at:
+            self._workers.spawn(slot)
+        if self._workers.respawn_at:
             raise DaemonError(
-                "only %d of %d workers could be started: no more processes" % (len(self._pids), slots)
+                "only %d of %d workers could be started: no more processes" % (len(self._workers.pids), slots)
             )
         self._await_workers(slots)
 
@@ -177,49 +172,26 @@ class Supervisor:
             while self._queue:
                 name = self._queue.pop(0)
                 if name == "CHLD":
-                    for slot, status in self._reap():
-                        raise DaemonError("worker %d failed to start: %s" % (slot, _how(status)))
+                    for slot, how in self._workers.reap():
+                        raise DaemonError("worker %d failed to start: %s" % (slot, how))
                 elif name in ("TERM", "INT", "QUIT"):
                     raise DaemonError("stopped by SIG%s while starting" % name)
             if time.monotonic() > deadline:
                 raise DaemonError("the workers were not ready within %g s" % BOOT_SECONDS)
 
-    def _header(self) -> Dict[str, object]:
-        o = self.options
-        address = self.listener.getsockname()
-        host = "[%s]" % address[0] if ":" in address[0] else address[0]
-        return {
-            "pid": os.getpid(),
-            "started": self.started,
-            "reload": self._reloads,
-            "version": self.version,
-            "manager": "systemd" if echo_notify.is_asked_for() else "none",
-            "options": {
-                "bind": o.bind,
-                "port": o.port,
-                "mode": o.mode,
-                "workers": "auto" if o.workers is None else o.workers,
-                "max_connections": o.max_connections,
-                "user": o.user,
-                "idle_timeout": o.idle_timeout,
-                "keepalive": list(o.keepalive),
-                "max_buffered": o.max_buffered,
-                "verbose": o.verbose,
-            },
-            "listening": ["%s:%d" % (host, address[1])],
-            "backlog": _backlog(),
-            "nofile": self.nofile,
-            "note": self.plan.note,
-            "log_file": o.log_file,
-        }
+    def _write_status(self) -> None:
+        self.counters.write_header(
+            echo_status.header(
+                self.options, self.plan, self.listener, self.nofile, self.started, self.version, self._reloads
+            )
+        )
 
     def _describe(self) -> str:
-        header = self._header()
         return "listening on %s: %s (open files %d, accept queue %d)%s" % (
-            ", ".join(header["listening"]),  # type: ignore
+            echo_status.address(self.listener),
             self._capacity(),
             self.nofile,
-            _backlog(),
+            echo_port.backlog(),
             "; " + self.plan.note if self.plan.note else "",
         )
 
@@ -238,7 +210,7 @@ class Supervisor:
 
         Returns how many workers have booted.
         """
-        due = min([deadline, *self._respawn_at.values()])
+        due = min([deadline, *self._workers.respawn_at.values()])
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         poll.register(self._ready_in, select.POLLIN)
@@ -277,44 +249,40 @@ class Supervisor:
         log("not reloaded: %s" % error)
         echo_notify.notify("READY=1", "STATUS=not reloaded: %s" % error)
         self._reloads["error"] = error
-        self.counters.write_header(self._header())
+        self._write_status()
 
     def handle_usr1(self) -> None:
         """Reopen the log (after a rotation), here and in the workers."""
         if self.options.log_file:
             echo_log.reopen(self.options.log_file)
             self._give_log_to_workers()
-        self._signal_all(signal.SIGUSR1)
+        self._workers.signal(signal.SIGUSR1)
 
     def handle_ttin(self) -> None:
         """One worker more."""
-        active = self._active()
+        active = self._workers.active()
         if len(active) >= MAX_WORKERS:
             log("no more workers: %d is the most" % MAX_WORKERS)
             return
-        slot = next(n for n in range(MAX_WORKERS) if n not in active and n not in self._leaving)
+        slot = next(n for n in range(MAX_WORKERS) if n not in active and n not in self._workers.leaving)
         self._set_workers([*active, slot])
-        self._spawn(slot)
+        self._workers.spawn(slot)
 
     def handle_ttou(self) -> None:
         """One worker less: it hands its connections over and ends; what the others cannot take stays with it."""
-        active = self._active()
+        active = self._workers.active()
         if len(active) == 1:
             log("the last worker stays")
             return
         slot = active[-1]
-        self._respawn_at.pop(slot, None)
-        pids = [pid for pid, its in self._pids.items() if its == slot]  # none where its worker has just died
+        self._workers.respawn_at.pop(slot, None)
+        # None where its worker has just died.
+        pids = [pid for pid, its in self._workers.pids.items() if its == slot]
         self.counters.columns["leaving"][slot] = len(pids)
         self._set_workers(active[:-1])
         for pid in pids:
-            self._leaving.add(slot)
+            self._workers.leaving.add(slot)
             os.kill(pid, LEAVE)
-
-    def _active(self) -> List[int]:
-        """Return the slots that have a worker, or will have one again, and keep it."""
-        found = set(self._pids.values()) | set(self._respawn_at)
-        return sorted(found - self._leaving)
 
     def _set_workers(self, slots: List[int]) -> None:
         """Share the connections out anew over the workers of these slots."""
@@ -324,50 +292,24 @@ class Supervisor:
         self._count_slots(slots)
         for slot in range(self.counters.globals[SLOTS]):
             columns["limit"][slot] = limits.get(slot, 0)
-        self.counters.write_header(self._header())
+        self._write_status()
         log("%s%s" % (self._capacity(), "; " + self.plan.note if self.plan.note else ""))
-        for pid, slot in self._pids.items():
+        for pid, slot in self._workers.pids.items():
             if columns["pid"][slot] == pid:
                 nudge(pid)  # one that was full may take connections now
 
     def _count_slots(self, slots: List[int]) -> None:
-        self.counters.globals[SLOTS] = max([*slots, *self._pids.values()]) + 1
+        self.counters.globals[SLOTS] = max([*slots, *self._workers.pids.values()]) + 1
 
     def handle_chld(self) -> None:
         """Plan the replacement of dead workers."""
-        for slot, status in self._reap():
-            if slot in self._leaving:
-                self._leaving.remove(slot)
-                log("worker %d has left (%s)" % (slot, _how(status)))
-                self._count_slots(self._active())
+        for slot, how in self._workers.reap():
+            if slot in self._workers.leaving:
+                self._workers.leaving.remove(slot)
+                log("worker %d has left (%s)" % (slot, how))
+                self._count_slots(self._workers.active())
                 continue
-            lived = time.monotonic() - self._born[slot]
-            failures = 0 if lived > HEALTHY_SECONDS else self._failures.get(slot, 0)
-            delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures)
-            self._failures[slot] = failures + 1
-            self._respawn_at[slot] = time.monotonic() + delay
-            log("worker %d ended (%s) after %.1f s; next one in %.1f s" % (slot, _how(status), lived, delay))
-
-    def _reap(self) -> List[tuple]:
-        """Collect dead workers; return (slot, wait status) of each."""
-        dead = []
-        for pid in list(self._pids):
-            try:
-                gone, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                gone, status = pid, 0
-            if gone:
-                slot = self._pids.pop(pid)
-                self.counters.clear(slot)
-                dead.append((slot, status))
-        return dead
-
-    def _respawn(self) -> None:
-        now = time.monotonic()
-        for slot, due in list(self._respawn_at.items()):
-            if due <= now and not self._stopping:
-                del self._respawn_at[slot]
-                self._spawn(slot)
+            self._workers.plan_next(slot, how)
 
     def _give_log_to_workers(self) -> None:
         """Let the user that the workers run as reopen the log; it was created by ours."""
@@ -377,23 +319,6 @@ class Supervisor:
                 os.fchown(2, self._identity.uid, self._identity.gid)
             except OSError as e:
                 log("cannot give the log to user %s: %s" % (self._identity.name, e.strerror))
-
-    def _spawn(self, slot: int) -> None:
-        """Fork the worker of `slot`."""
-        self._born[slot] = time.monotonic()
-        # No signal may reach the child before its own handlers are in place.
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, "SIG" + n) for n in _SIGNALS])
-        try:
-            pid = os.fork()
-        except OSError as e:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old)
-            log("cannot start worker %d: %s" % (slot, e.strerror))
-            self._respawn_at[slot] = time.monotonic() + BACKOFF_MOST
-            return
-        if pid == 0:
-            os._exit(self._be_worker(slot))
-        self._pids[pid] = slot
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
     def _be_worker(self, slot: int) -> int:
         booted = False
@@ -443,11 +368,7 @@ class Supervisor:
             "lifeline": [self._lifeline_in, self._lifeline_out],
             "ready": [self._ready_in, self._ready_out],
             "handover": [self._handover_in, self._handover_out],
-            "leaving": sorted(self._leaving),
-            "pids": list(self._pids.items()),
-            "born": list(self._born.items()),
-            "failures": list(self._failures.items()),
-            "respawn_at": list(self._respawn_at.items()),
+            **self._workers.state(),
         }
 
     def _restore(self, state: Dict[str, Any]) -> None:
@@ -458,10 +379,8 @@ class Supervisor:
         self._lifeline_in, self._lifeline_out = state["lifeline"]
         self._ready_in, self._ready_out = state["ready"]
         self._handover_in, self._handover_out = state["handover"]
-        self._leaving = set(state["leaving"])
+        self._workers.restore(state)
         self._identity = echo_identity.find(self.options.user) if self.options.user else None
-        self._pids, self._born = dict(state["pids"]), dict(state["born"])
-        self._failures, self._respawn_at = dict(state["failures"]), dict(state["respawn_at"])
         self.started, self._reloads = state["started"], state["reload"]
         self._catch_signals()
         self._queue.append("CHLD")  # a worker may have died while nobody listened for it
@@ -470,7 +389,7 @@ class Supervisor:
         """Let the workers execute the new code one after another, so that the others keep accepting."""
         generations = self.counters.columns["generation"]
         error = ""
-        for pid, slot in list(self._pids.items()):
+        for pid, slot in list(self._workers.pids.items()):
             before, deadline = generations[slot], time.monotonic() + BOOT_SECONDS
             if self._stop_is_asked():
                 break
@@ -478,17 +397,17 @@ class Supervisor:
                 os.kill(pid, signal.SIGHUP)
             except OSError:
                 continue  # it is dead: its replacement runs the new code
-            while generations[slot] == before and pid in self._pids:
+            while generations[slot] == before and pid in self._workers.pids:
                 self._wait(deadline)
                 if "CHLD" in self._queue:
                     self._queue.remove("CHLD")
                     self.handle_chld()
                 if self._stop_is_asked() or time.monotonic() > deadline:
                     break
-            if generations[slot] == before and pid in self._pids:
+            if generations[slot] == before and pid in self._workers.pids:
                 error = "worker %d did not reload" % slot
         self._reloads["at"], self._reloads["error"] = _now(), error
-        self.counters.write_header(self._header())
+        self._write_status()
         log(error or "reloaded: version %s" % self.version)
         echo_notify.notify("READY=1", "STATUS=" + (error or self._describe()))
 
@@ -500,70 +419,17 @@ class Supervisor:
     def _stop(self, number: int, seconds: float) -> None:
         """Signal all workers and wait for their end; whoever is still there after `seconds` is killed."""
         self._stopping = True
-        self._respawn_at.clear()
+        self._workers.respawn_at.clear()
         self.listener.close()
-        self._signal_all(number)
+        self._workers.signal(number)
         deadline = time.monotonic() + seconds
-        while self._pids and time.monotonic() < deadline:
+        while self._workers.pids and time.monotonic() < deadline:
             self._wait(deadline)
-            self._reap()
+            self._workers.reap()
             if "QUIT" in self._queue or "INT" in self._queue:
                 break  # asked again, more firmly
-        log("stopped" if not self._pids else "killing %d workers that do not end" % len(self._pids))
-
-    def _signal_all(self, number: int) -> None:
-        for pid in self._pids:
-            try:
-                os.kill(pid, number)
-            except OSError:
-                pass
-
-    def _kill_all(self) -> None:
-        self._signal_all(signal.SIGKILL)
-        for pid in self._pids:
-            try:
-                os.waitpid(pid, 0)
-            except OSError:
-                pass
-        self._pids.clear()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Return a bound TCP socket that does not listen yet; raise DaemonError naming who has the port."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as e:
-        raise DaemonError("cannot bind %s: %s" % (host, e.strerror))
-    except UnicodeError:  # what no name can look like, such as "a..b"
-        raise DaemonError("cannot bind %s: it is neither an address nor a name" % host)
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it. Else a second echo would wait for the acknowledgement of the first (Nagle).
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` serves IPv4 as well
-        sock.bind(address)
-        # bind() succeeds beside a socket that is bound but not listening yet; listen() settles it.
-        sock.listen(_backlog())
-    except OSError as e:
-        sock.close()
-        where = "%s port %d" % (host, port)
-        if e.errno == errno.EADDRINUSE:
-            owner = port_owner(port)
-            raise DaemonError("%s is in use%s" % (where, " by " + owner if owner else ""))
-        raise DaemonError("cannot listen on %s: %s" % (where, e.strerror))
-    return sock
-
-
-def _backlog() -> int:
-    """Return the accept queue's length: what the kernel allows (net.core.somaxconn), at most 65535."""
-    try:
-        with open("/proc/sys/net/core/somaxconn") as f:
-            return min(int(f.read()), BACKLOG_MOST)
-    except (OSError, ValueError):
-        return socket.SOMAXCONN
+        left = len(self._workers.pids)
+        log("killing %d workers that do not end" % left if left else "stopped")
 
 
 def resume(fd: int, version: str, program: List[str]) -> int:
@@ -582,13 +448,6 @@ def _drain(fd: int) -> int:
         return len(os.read(fd, 4096))
     except BlockingIOError:
         return 0
-
-
-def _how(status: int) -> str:
-    """Describe a wait status in words."""
-    if os.WIFSIGNALED(status):
-        return "killed by " + signal.Signals(os.WTERMSIG(status)).name
-    return "exit status %d" % os.WEXITSTATUS(status)
 
 
 def _unlink(path: str) -> None:

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any, Callable, List, Tuple
 from echo_connection import Busy
 
 if TYPE_CHECKING:
-    from echo_worker import Worker
+    from echo_connections import Connections
 
 READ_SIZE = 16384  # bytes per read, so also per slow reader; see benchmarks/server.md for what other sizes gave
 
 
-def echo_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
+def echo_turn(connections: "Connections") -> Callable[[List[Tuple[int, int]]], None]:
     """Return the function that serves a list of (descriptor, events).
 
     Everything it needs is in its closure: a look-up in an object per event would cost as much as the rest.
     """
-    read, write, slot = worker.read, os.write, worker.slot
-    special, attend, close = worker.special, worker.attend, worker.close
-    echo_cell, byte_cell = worker.columns["echoes"], worker.columns["bytes"]
-    careful_read: Any = worker.careful_read
+    read, write, slot = connections.read, os.write, connections.slot
+    special, attend, close = connections.special, connections.attend, connections.close
+    echo_cell, byte_cell = connections.columns["echoes"], connections.columns["bytes"]
+    careful_read: Any = connections.careful_read
 
     def turn(events: List[Tuple[int, int]]) -> None:
         echoes = total = 0
-        take = careful_read if worker.is_tight() else read
+        take = careful_read if connections.is_tight() else read
         for fd, event in events:
             if fd in special:
                 attend(fd, event)
@@ -51,8 +51,8 @@ def echo_turn(worker: "Worker") -> Callable[[List[Tuple[int, int]]], None]:
             echoes += 1
             total += len(data)
             if sent != len(data):
-                worker.keep(fd, Busy(data[sent:]))
-                take = careful_read if worker.is_tight() else take
+                connections.keep(fd, Busy(data[sent:]))
+                take = careful_read if connections.is_tight() else take
         if echoes:
             echo_cell[slot] += echoes
             byte_cell[slot] += total

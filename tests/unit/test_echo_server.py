@@ -948,7 +948,7 @@ def test_reload_of_broken_code_keeps_the_old(server: Server) -> None:
     before = server.status()
     worker = server.payload / "echo_worker.py"
     good = worker.read_text()
-    worker.write_text("raise RuntimeError('half an upload')\n")
+    worker.write_text("raise RuntimeError('half an upload' * 2000)\n")  # too long for the status
     try:
         os.kill(before["pid"], signal.SIGHUP)
         wait_until(lambda: "not reloaded" in server.log())
