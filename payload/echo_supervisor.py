@@ -83,7 +83,7 @@ class Supervisor:
 
     def _live(self) -> int:
         while not self._stopping:
-            while self._queue:
+            while self._queue and not self._stopping:
                 getattr(self, "handle_" + self._queue.pop(0).lower())()
             if not self._stopping:
                 self._workers.respawn()

@@ -635,6 +635,20 @@ def test_a_worker_that_is_dead_when_it_is_to_leave_leaves_no_mark_on_its_place(s
     wait_until(lambda: len(workers_of(server)) == 2)
 
 
+def test_what_is_asked_after_a_stop_is_not_done(server: Server) -> None:
+    """A reload asked for while it drained went on with a listener that was closed already."""
+    server.started("--workers", "1")
+    pid, worker = server.status()["pid"], server.status()["workers"][0]["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: "stopping" in server.log())
+    for number in (signal.SIGHUP, signal.SIGTTIN):
+        os.kill(pid, number)
+    os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: not server.processes())
+    assert server.log().endswith("] stopped\n") and not server.pid_file.exists()
+
+
 def test_quit_is_at_once(server: Server) -> None:
     server.started("--workers", "2")
     server.connect()
