@@ -18,6 +18,8 @@ def find(text: str) -> Optional[Identity]:
     process may not become it.
     """
     user, colon, group = text.partition(":")
+    if not user:  # such as an empty variable in a script: root by default is not what was meant
+        raise DaemonError("%r names no user" % text)
     try:
         entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
     except KeyError:

@@ -50,6 +50,7 @@ class Supervisor:
         self._queue = []  # type: List[str]
         self._workers = Workers(self._be_worker, lambda slot: self.counters.clear(slot))
         self._stopping = False
+        self._counters_file = None  # type: Optional[str]  # ours, to be removed at the end
 
     def run(self, ready: Callable[[str], None]) -> int:
         """Boot, call ready(message) once all workers accept, serve until told to stop.
@@ -108,15 +109,15 @@ class Supervisor:
 
     def _end(self, pid_file: Optional[PidFile]) -> None:
         self._workers.kill()
-        if self.options.pid_file:
-            _unlink(counters_path(self.options.pid_file))
+        if self._counters_file:
+            _unlink(self._counters_file)
         if pid_file is not None:
             pid_file.release()
 
     # -- boot --------------------------------------------------------------------------------------------
 
     def _boot(self) -> None:
-        self._identity = echo_identity.find(self.options.user) if self.options.user else None
+        self._identity = None if self.options.user is None else echo_identity.find(self.options.user)
         self.nofile = nofile.raise_nofile(nofile.reachable())
         self.plan = self._plan(self.options.workers)
         if self.plan.note:
@@ -128,7 +129,8 @@ class Supervisor:
         try:
             self.counters = Counters.create(path)
         except OSError as e:
-            raise DaemonError("cannot write %s: %s" % (path, e.strerror))
+            raise DaemonError("cannot write %s: %s" % (path or "the counters", e.strerror))
+        self._counters_file = path
         for slot, limit in enumerate(self.plan.limits):
             self.counters.columns["limit"][slot] = limit
         self.counters.globals[SLOTS] = slots
@@ -376,11 +378,12 @@ class Supervisor:
         self.nofile = state["nofile"]
         self.listener = socket.socket(state["family"], socket.SOCK_STREAM, 0, state["listener"])
         self.counters = Counters(state["counters"])
+        self._counters_file = counters_path(self.options.pid_file) if self.options.pid_file else None
         self._lifeline_in, self._lifeline_out = state["lifeline"]
         self._ready_in, self._ready_out = state["ready"]
         self._handover_in, self._handover_out = state["handover"]
         self._workers.restore(state)
-        self._identity = echo_identity.find(self.options.user) if self.options.user else None
+        self._identity = None if self.options.user is None else echo_identity.find(self.options.user)
         self.started, self._reloads = state["started"], state["reload"]
         self._catch_signals()
         self._queue.append("CHLD")  # a worker may have died while nobody listened for it

@@ -72,6 +72,12 @@ class Load:
         return dict(json.loads(out))
 
 
+def heartbeat(count: int) -> tuple[str, ...]:
+    """Options of a Load that holds `count` connections; it takes as many client processes as nofile asks for."""
+    interval, sources = ("1", "127.0.0.1") if count < 20000 else ("4", "127.0.0.2,127.0.0.3")
+    return ("--connections", str(count), "--mode", "heartbeat", "--interval", interval, "--source", sources)
+
+
 @small_or_full
 def test_idle_connections_cost_no_memory_of_the_process(size: str, server: Server) -> None:
     count = 3000 if size == "small" else 30000
@@ -95,22 +101,21 @@ def test_idle_connections_cost_no_memory_of_the_process(size: str, server: Serve
 
 @small_or_full
 def test_reload_rotation_and_workers_that_come_and_go_lose_nothing_under_load(size: str, server: Server) -> None:
-    count = 1000 if size == "small" else 15000
-    server.started("--workers", "3")
-    options = ("--connections", str(count), "--mode", "heartbeat", "--interval", "1", "--hold", "300")
-    load = Load(server, *options)
+    count, workers = (1000, 3) if size == "small" else (50000, 5)  # two of them can go
+    server.started("--workers", str(workers))
+    load = Load(server, *heartbeat(count), "--hold", "300")
     wait_until(lambda: server.status()["connections"] == count, 60)
     pid = server.status()["pid"]
     assert server.command("reload").returncode == 0
     os.kill(pid, signal.SIGTTIN)
-    wait_until(lambda: len(server.processes()) == 5)
-    for left in (4, 3):
+    wait_until(lambda: len(server.processes()) == workers + 2)
+    for left in (workers + 1, workers):
         os.kill(pid, signal.SIGTTOU)
-        wait_until(lambda left=left: len(server.processes()) == left, 30)
+        wait_until(lambda left=left: len(server.processes()) == left, 60)
     server.log_file.rename(server.directory / "log.1")
     os.kill(pid, signal.SIGUSR1)
     wait_until(server.log_file.exists)
-    wait_until(lambda: server.status()["echoes"] >= 3 * count, 60)
+    wait_until(lambda: server.status()["echoes"] >= 4 * count, 60)
     assert server.status()["connections"] == count
     run = load.end(early=True)
     assert run["errors"] == [] and run["connections"]["verified"] == count, run
@@ -120,9 +125,9 @@ def test_reload_rotation_and_workers_that_come_and_go_lose_nothing_under_load(si
 
 @full
 def test_a_killed_worker_loses_its_own_connections_and_is_back_in_a_second(server: Server) -> None:
-    count = 12000
-    server.started("--workers", "3")
-    load = Load(server, "--connections", str(count), "--mode", "heartbeat", "--interval", "2", "--hold", "12")
+    count = 50000
+    server.started("--workers", "4")
+    load = Load(server, *heartbeat(count), "--hold", "15")
     wait_until(lambda: server.status()["connections"] == count, 60)
     victim = server.status()["workers"][1]
     os.kill(victim["pid"], signal.SIGKILL)

@@ -241,6 +241,15 @@ def test_a_stale_pid_file_of_a_killed_server(server: Server) -> None:
     server.connect()
 
 
+def test_a_start_that_fails_leaves_the_files_of_the_one_that_runs(server: Server) -> None:
+    server.started()
+    content = server.pid_file.read_text()
+    server.pid_file.unlink()  # by hand, so that only the port says that one runs
+    assert "is in use by pid" in server.start().stderr
+    server.pid_file.write_text(content)
+    assert server.status()["running"]
+
+
 def test_the_pid_file_of_another_program(server: Server) -> None:
     server.pid_file.write_text(f"{os.getpid()}\n")
     done = server.start()
@@ -274,6 +283,7 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
         (["--port", "70000"], "'70000' is not a number from 0 to 65535"),
         (["--max-connections", "many"], "'many' is not a number"),
         (["--user", "nosuch"], "there is no user nosuch"),
+        (["--user", ""], "'' names no user"),
         (["--user", "root:nosuch"], "there is no group nosuch"),
         (["--idle-timeout", "0.5"], "is not a number of seconds"),
         (["--idle-timeout", "nan"], "is not a number of seconds"),
