@@ -3,11 +3,13 @@
 import errno
 import os
 import socket
+import time
 from typing import Optional, Set
 
 from daemon import DaemonError, describe_process
 
 BACKLOG_MOST = 65535
+SEARCH_SECONDS = 1.0
 _LISTEN = "0A"  # include/net/tcp_states.h
 
 
@@ -20,8 +22,9 @@ def listen(host: str, port: int) -> socket.socket:
     except UnicodeError:  # what no name can look like, such as "a..b"
         raise DaemonError("cannot bind %s: it is neither an address nor a name" % host)
     family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
+    sock = None
     try:
+        sock = socket.socket(family, kind, protocol)  # refused where the kernel has no IPv6
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Connections inherit it. Else a second echo would wait for the acknowledgement of the first (Nagle).
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -31,7 +34,8 @@ def listen(host: str, port: int) -> socket.socket:
         # bind() succeeds beside a socket that is bound but not listening yet; listen() settles it.
         sock.listen(backlog())
     except OSError as e:
-        sock.close()
+        if sock is not None:
+            sock.close()
         where = "%s port %d" % (host, port)
         if e.errno == errno.EADDRINUSE:
             owner = port_owner(port)
@@ -49,16 +53,20 @@ def backlog() -> int:
         return socket.SOMAXCONN
 
 
-def port_owner(port: int) -> Optional[str]:
+def port_owner(port: int, seconds: float = SEARCH_SECONDS) -> Optional[str]:
     """Return "pid N (command line)" of a process that listens on TCP `port`; None if it cannot be seen.
 
-    Another user's process is invisible without root, one of another network namespace always.
+    Another user's process is invisible without root, one of another network namespace always. The search ends
+    after `seconds`: a machine may hold a million descriptors.
     """
+    deadline = time.monotonic() + seconds
     inodes = _listening_inodes(port)
     if not inodes:
         return None
     wanted = {"socket:[%s]" % inode for inode in inodes}
     for pid in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
+        if time.monotonic() > deadline:
+            return None
         directory = "/proc/%s/fd" % pid
         try:
             descriptors = os.listdir(directory)

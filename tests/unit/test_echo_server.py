@@ -1,6 +1,7 @@
 """echo_server: real sockets on loopback, the program in processes of its own, nothing left afterwards."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 import daemon
 import echo_plan
+import echo_port
 import pytest
 
 from tests.unit.interpreters import INTERPRETERS
@@ -210,6 +212,15 @@ def test_life(python: Path, tmp_path: Path) -> None:
     s.close()
 
 
+def test_a_kernel_without_ipv6_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(daemon.DaemonError, match="cannot listen on :: port 7: Address family not supported"):
+        echo_port.listen("::", 7)
+
+
 def test_started_twice(server: Server) -> None:
     server.started()
     again = server.start()
@@ -265,6 +276,8 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
         begun = time.monotonic()
         done = server.start()
         assert time.monotonic() - begun < 2
+        assert (echo_port.port_owner(server.port) or "").startswith(f"pid {os.getpid()} (")
+        assert echo_port.port_owner(server.port, seconds=0) is None  # where there is too much to look through
     assert done.returncode == 1
     assert done.stderr.startswith(f"echo_server.py: 127.0.0.1 port {server.port} is in use by pid {os.getpid()} (")
     assert done.stderr.count("\n") == 1
