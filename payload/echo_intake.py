@@ -20,6 +20,7 @@ from echo_plan import WorkerSetup
 
 ACCEPT_BATCH = 64  # accepts in a row before connections get their turn again
 LEAD_SHARE, LEAD_FIXED = 0.05, 32  # how far ahead of the mean a worker may be and still accept
+STINT_SHARE, STINT_MOST = 0.05, 256  # connections in a row, of the mean, that a worker takes while it can
 ASIDE_SECONDS = 0.01  # how long a worker that is ahead leaves new connections to the others
 STARVED_SECONDS = 1.0  # pause after accept() failed for lack of a resource that others hold
 FULL_LOG_SECONDS = 10  # at most one line about a pause in this time
@@ -52,6 +53,7 @@ class Intake:
         self._listener = socket.socket(setup.family, socket.SOCK_STREAM, 0, setup.listener)
         self._listener.setblocking(False)
         self._must_accept = False
+        self._line = self._stint_end = 0  # numbers of connections, see accept_turn
         self._closed = False
 
     def open(self) -> None:
@@ -108,15 +110,21 @@ class Intake:
         A worker may be a little ahead of the mean. One that is further ahead wakes the worker with the
         fewest connections and stands aside for ASIDE_SECONDS; if the connections still wait then (that
         worker may be stopped), it takes a batch after all. The worker with the fewest never stands aside,
-        so somebody always accepts. After each batch the listener is registered anew: the kernel wakes the
-        waiting workers in the order of registration, and this makes it a round.
+        so somebody always accepts.
+
+        The kernel wakes the workers that wait in the order of registration, the next one where the first is at
+        work. So few workers take what comes, with few wake-ups, until each has had its stint and registers
+        anew; only then the counters of all are looked at again.
         """
         limit = self._columns["limit"][self._slot]
-        room = limit - self._connections.count
+        count = self._connections.count
+        room = limit - count
         quota = min(ACCEPT_BATCH, room)
         alone = self._counters.look() == 1
         if not alone and not self._must_accept:
-            quota = min(quota, self._line() - self._connections.count)
+            if count >= min(self._line, self._stint_end):
+                self._look_around(count)
+            quota = min(quota, self._line - count)
             if quota <= 0 and room > 0:
                 self._unlisten()
                 self._must_accept = True
@@ -128,7 +136,7 @@ class Intake:
         self._must_accept = False
         if self._connections.count >= limit:
             self._become_full()
-        elif not alone and self.listening:
+        elif not alone and self.listening and self._connections.count >= self._stint_end:
             self._epoll.unregister(self._listener)
             self._epoll.register(self._listener, _EXCLUSIVELY)
         if not drained and not self.listening:
@@ -159,12 +167,14 @@ class Intake:
             self._columns["accepted"][self._slot] += accepted
         return drained
 
-    def _line(self) -> int:
-        """Return the number of connections up to which this worker counts as no further ahead than others."""
+    def _look_around(self, count: int) -> None:
+        """Work out how far this worker, with `count` connections, may go: up to which number it is no further
+        ahead than others may be, and at which its stint ends."""
         counters = self._counters
         workers = sum(1 for pid in counters.pids if pid) - sum(counters.leaving)
         mean = sum(counters.connections) / max(1, workers)
-        return int(mean * (1 + LEAD_SHARE)) + LEAD_FIXED
+        self._line = int(mean * (1 + LEAD_SHARE)) + LEAD_FIXED
+        self._stint_end = count + max(1, min(STINT_MOST, int(mean * STINT_SHARE)))
 
     def _become_full(self) -> None:
         """At the limit: leave the listener alone until a connection ends."""

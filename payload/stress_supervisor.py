@@ -26,6 +26,7 @@ from stress_slots import Slots
 from stress_worker import Settings
 
 TURN_SECONDS = 0.02
+WAITING_SECONDS = 0.05  # a turn while no worker is to be led
 STATUS_SECONDS = 0.5
 STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
@@ -84,6 +85,7 @@ class Supervisor:
         self._hold_began = None  # type: Optional[float]
         self._hold_seconds = 0.0
         self._next_status = 0.0
+        self._leading = False  # workers of ours are connecting
         self._before = None  # type: Any
 
     def start(self) -> None:
@@ -163,6 +165,7 @@ class Supervisor:
         while not self._stopping and self._slowest() < slabs.RAMPED:
             self._turn()
             self._go()
+        self._leading = False
         if self.course.slots:
             self.course.slots.keep(0)
         if not self._stopping:
@@ -197,6 +200,7 @@ class Supervisor:
                     child.progress, child.progress_at = counters["last_us"], now
                 stuck = now - child.progress_at > STUCK_SECONDS and self.settings.in_flight is None
                 busy += counters["state"] < slabs.RAMPED and not stuck
+        self._leading = busy > 0
         slots = self.course.slots
         if slots:
             slots.keep(busy)
@@ -208,6 +212,7 @@ class Supervisor:
             if not child.begun and not child.exited:
                 child.begun, child.progress_at = True, now
                 self._tell(stress_worker.GO, child)
+                self._leading = True
                 busy += 1
 
     def _await(self, question: Callable[[], bool]) -> bool:
@@ -225,7 +230,8 @@ class Supervisor:
 
     def _turn(self, until: Optional[float] = None) -> None:
         now = time.monotonic()
-        pause = TURN_SECONDS if until is None else max(0.0, min(TURN_SECONDS, until - now))
+        turn = TURN_SECONDS if self._leading else WAITING_SECONDS
+        pause = turn if until is None else max(0.0, min(turn, until - now))
         time.sleep(pause)
         while self._signals:
             self._signals.pop(0)
@@ -332,16 +338,22 @@ class Supervisor:
         reports = self._reports()
         totals = results.add_up(reports)
         self.peak = max(self.peak, totals.open)
-        histograms = self._histograms()
-        merged = Histogram.merged([histograms["first"], histograms["service"]])
-        before, self._before = self._before, (now, totals, histograms["connect"], merged)
         rates = {"connects_per_second": 0.0, "echoes_per_second": 0.0}
-        connect, service = histograms["connect"], merged
-        if before is not None:
-            span = now - before[0]
-            rates["connects_per_second"] = results.per_second(totals.established - before[1].established, span)
-            rates["echoes_per_second"] = results.per_second(totals.echoed - before[1].echoed, span)
-            connect, service = connect.differences(before[2]), service.differences(before[3])
+        connect, service = Histogram(), Histogram()
+        before = self._before
+        if before is not None and totals == before[1]:
+            # Nothing to add up: of many clients on a host most wait at any time, and histograms take milliseconds.
+            self._before = (now,) + before[1:]
+        else:
+            histograms = self._histograms()
+            connect = histograms["connect"]
+            service = Histogram.merged([histograms["first"], histograms["service"]])
+            self._before = (now, totals, connect, service)
+            if before is not None:
+                span = now - before[0]
+                rates["connects_per_second"] = results.per_second(totals.established - before[1].established, span)
+                rates["echoes_per_second"] = results.per_second(totals.echoed - before[1].echoed, span)
+                connect, service = connect.differences(before[2]), service.differences(before[3])
         p99 = {n: h.percentile(99) for n, h in (("connect", connect), ("service", service))}
         return {
             "state": self.state,

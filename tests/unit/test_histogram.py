@@ -117,6 +117,7 @@ def test_the_module_needs_no_sibling():
     source = Path(histogram.__file__).read_text()
     assert [line for line in source.splitlines() if line.startswith(("import", "from"))] == [
         "import math",
+        "import sys",
         "from array import array",
         "from typing import Any, Dict, Iterable, Optional",
     ]
