@@ -39,6 +39,7 @@ def observe(session: Session, port: int) -> dict[str, Any]:
         "pid_file": place(session, "server_pid_file"),
         "log_file": place(session, "server_log_file"),
         "log_lines": 50,
+        "server_program": _script(session),
     }
     result = session.call("observe", arguments, become=session.become)
     if result.get("failed"):

@@ -7,10 +7,13 @@ becomes a path outside the folder.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +55,7 @@ def save_observation(run_dir: Path, phase: str, host: str, outcome: Mapping[str,
     :param outcome: the result of the `observe` operation as it is (``{"observation", "raw", ...}`` or
         ``{"failed": True, "msg"}``), or ``{"status": "unreachable"|"failed", "error": sentence}``.
     :returns: the file written, observations/PHASE/HOST.json: ``{"host", "status": "ok", "observation"}`` or
-        ``{"host", "status", "error"}``. Raw texts go to raw/PHASE/HOST/.
+        ``{"host", "status", "error"}``. Raw texts go to raw/PHASE/HOST/NAME.gz.
     :raises BadInput: for another phase.
     """
     if phase not in report_data.PHASES:
@@ -67,10 +70,12 @@ def save_observation(run_dir: Path, phase: str, host: str, outcome: Mapping[str,
     else:
         saved.update(status="failed", error="the answer holds no observation")
     folder = run_dir / "raw" / phase / safe_name(host)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier look, which had files that this one may lack
     raw = outcome.get("raw")
     for name, text in raw.items() if isinstance(raw, Mapping) and saved["status"] == "ok" else ():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / safe_name(str(name)), str(text))
+        data = gzip.compress(str(text).encode("utf-8", "replace"), mtime=0)
+        _write(folder / f"{safe_name(str(name))}.gz", data)
     path = run_dir / "observations" / phase / f"{safe_name(host)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(saved, indent=1) + "\n")
@@ -127,13 +132,44 @@ def write_reports(run_dir: Path) -> list[Path]:
     """
     run = load_run(run_dir)
     raw_files = sorted(str(path.relative_to(run_dir)) for path in (run_dir / "raw").rglob("*") if path.is_file())
-    report = report_data.build(run, load_observations(run_dir), raw_files)
+    observations = load_observations(run_dir)
+    report = report_data.build(run, observations, raw_files)
+    report["unavailable"] += _raw_problems(run_dir, raw_files, observations)
     texts = {
         "report.html": render_html(report),
         "report.md": render_markdown(report),
         "report.json": json.dumps(report, indent=1) + "\n",
     }
     return [_write(run_dir / name, text) for name, text in texts.items()]
+
+
+def _raw_problems(
+    run_dir: Path, raw_files: Sequence[str], observations: report_data.Observations
+) -> list[dict[str, Any]]:
+    """Raw files that are not whole, as rows of what could not be read: cut on their host, or damaged since."""
+    found = []
+    for phase, hosts in observations.items():
+        for host, outcome in hosts.items():
+            cut = report_data.dig(outcome, "observation", "cut")
+            for name, reason in cut.items() if isinstance(cut, Mapping) else ():
+                found.append((host, str(name), f"cut: {reason}", phase))
+    names = {safe_name(host): host for hosts in observations.values() for host in hosts}
+    for path in raw_files:
+        _, phase, folder, name = Path(path).parts
+        if not name.endswith(".gz"):
+            continue  # of a run before they were compressed
+        try:
+            with gzip.open(run_dir / path) as source:
+                if not source.read(1 << 20):
+                    raise EOFError("nothing is in it")
+                while source.read(1 << 20):
+                    pass
+        except (EOFError, OSError, zlib.error) as error:
+            found.append((names.get(folder, folder), name, f"damaged: {error}", phase))
+    return [
+        {"host": host, "section": f"raw file {name}", "reason": reason, "phases": [phase]}
+        for host, name, reason, phase in found
+    ]
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -155,10 +191,10 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str | bytes) -> Path:
     """Replaces a file whole; text that is no valid UTF-8 (lone surrogates from JSON) is written as ``?``."""
     draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(text.encode("utf-8", "replace"))
+    draft.write_bytes(text.encode("utf-8", "replace") if isinstance(text, str) else text)
     draft.replace(path)
     return path
 

@@ -66,10 +66,10 @@ def find(run_id: str | None) -> Path | None:
     return latest.resolve() if latest.is_dir() else None
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:
     """Replace a JSON file whole: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.new")
-    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")
     draft.replace(path)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from payload import stress_threshold
-from tcpfleet import __version__, ceilings, deploy, merge, report, runs
+from tcpfleet import __version__, ceilings, deploy, merge, report, runs, samples
 from tcpfleet.errors import BadInput, HostFailed, Interrupted, Refused, Unreachable
 from tcpfleet.fleet import Fleet, Outcome
 from tcpfleet.progress import Progress
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 1883
 POLL = 0.5  # seconds between looks at the clients' status files
+FETCH = 2.0  # seconds between looks at what the samplers wrote
 PATIENCE = 20.0  # seconds to win a lost host back before the others go on without it
 FINAL = ("done", "failed")
 
@@ -188,6 +189,8 @@ class Run:
         self.lost: dict[str, str] = {}
         self.observed: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Outcome[None]] = {}
+        self.samples: dict[str, samples.Series] = {}
+        self.at_work: set[str] = set()  # client hosts that are not done with the stage that goes on
 
     def execute(self, fleet: Fleet, form: str = "") -> dict[str, Any]:
         """Run it all; returns what run.json holds. Nothing of it is left running, whatever happens.
@@ -199,7 +202,7 @@ class Run:
             self._start(fleet)
             self._open_folder()
             with progress:
-                self._each(fleet, lambda session: self._ramp(session, progress))
+                self._each(fleet, lambda session: self._ramp(session, progress), self.all_hosts)
                 self._each(fleet, lambda session: self._hold(session, progress), self.all_hosts)
 
         return self._led(fleet, form, load)
@@ -210,7 +213,7 @@ class Run:
             self._start(fleet)
             self._open_folder()
             # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
-            self._each(fleet, self._release_all)
+            self._each(fleet, self._release_all, self.all_hosts)
         except BaseException:
             self._stop(fleet)
             raise
@@ -223,6 +226,7 @@ class Run:
         def follow(session: Session, progress: Progress) -> None:
             if session.host.name not in clients:
                 self._observe(session, "peak")
+                self._watch(session)
                 return
             self._follow(session, progress, ("ramped", "hold", "closing", *FINAL))
             self._observe(session, "peak")
@@ -359,15 +363,21 @@ class Run:
                 report.save_observation(folder, phase, name, outcome)
 
     def _ramp(self, session: Session, progress: Progress) -> None:
+        self._start_samples(session)
+        if not self._has_clients(session):
+            self._watch(session)
+            return
         self._release(session, "go")
         self._follow(session, progress, ("ramped", *FINAL))
 
     def _hold(self, session: Session, progress: Progress) -> None:
-        if session.host.name in {host.name for host in self.client_hosts}:
+        if self._has_clients(session):
             self._release(session, "hold")
         self._observe(session, "peak")
-        if session.host.name in {host.name for host in self.client_hosts}:
+        if self._has_clients(session):
             self._follow(session, progress, FINAL)
+        else:
+            self._watch(session)
 
     def finish(self, fleet: Fleet) -> dict[str, Any]:
         """After the load: observe, fetch every client's result, write run.json, clean the hosts' run folders."""
@@ -381,6 +391,7 @@ class Run:
         hosts = [host for host in self.all_hosts if seen.get(host.name, {}).get("status") != "ok"]
 
         def finish(session: Session) -> None:
+            samples.finish(session, self.run_id, self._series(session))
             if session.host.name not in clients:
                 self._observe(session, "after")
                 return
@@ -417,6 +428,11 @@ class Run:
             server_plans=self.server_plans,
         )
         runs.write_json(self.folder / "run.json", run)
+        end = max((row["t"] for row in run["timeline"]), default=None)
+        for name, series in self.samples.items():
+            if name in self.lost:
+                series.lost(self.lost[name])
+            series.save(self.folder, None if end is None else end + samples.AFTERWARDS)
         return run
 
     def _to_plan(self) -> dict[str, Any]:
@@ -517,7 +533,16 @@ class Run:
         """Run a stage on the client hosts, winning hosts that it loses back for PATIENCE seconds."""
         lost_before = set(self.lost)
         wanted = self.client_hosts if hosts is None else hosts
-        outcomes = fleet.run(function, wanted, reconnect=True, at_once=True)
+        clients = {host.name for host in self.client_hosts}
+
+        def done(outcome: Outcome[T]) -> None:
+            self.at_work.discard(outcome.host.name)
+
+        def run(some: Sequence[Host]) -> dict[str, Outcome[T]]:
+            self.at_work = clients & {host.name for host in some}
+            return fleet.run(function, some, on_outcome=done, reconnect=True, at_once=True)
+
+        outcomes = run(wanted)
         deadline = time.monotonic() + PATIENCE
         while True:
             gone = [outcome.host for outcome in outcomes.values() if outcome.status == "unreachable"]
@@ -525,7 +550,7 @@ class Run:
             if not gone or time.monotonic() > deadline:
                 break
             time.sleep(1.0)
-            outcomes.update(fleet.run(function, gone, reconnect=True, at_once=True))
+            outcomes.update(run(gone))
         for name, outcome in outcomes.items():
             if outcome.status == "ok":
                 self.lost.pop(name, None)
@@ -548,15 +573,42 @@ class Run:
             checked(session.call("stress", {"action": "release", "run_id": self.run_id, "barrier": barrier}))
 
     def _release_all(self, session: Session) -> None:
-        self._release(session, "hold")
-        self._release(session, "go")
+        self._start_samples(session)
+        if self._has_clients(session):
+            self._release(session, "hold")
+            self._release(session, "go")
 
     def _follow(self, session: Session, progress: Progress, until: Sequence[str]) -> None:
+        fetched = time.monotonic()
         while not self.cancelled.is_set():
             got = checked(session.call("stress", {"action": "poll", "run_id": self.run_id, "wait": POLL}))
             progress.update(session.host.name, got["clients"])
             if all(client["state"] in until for client in got["clients"]):
                 return
+            if time.monotonic() - fetched > FETCH:
+                samples.read(session, self.run_id, self._series(session))
+                fetched = time.monotonic()
+
+    def _watch(self, session: Session) -> None:
+        """Fetch a host's samples for as long as clients on other hosts are at work."""
+        fetched = time.monotonic()
+        while self.at_work and not self.cancelled.wait(0.1):
+            if time.monotonic() - fetched > FETCH:
+                samples.read(session, self.run_id, self._series(session))
+                fetched = time.monotonic()
+
+    def _has_clients(self, session: Session) -> bool:
+        return any(host.name == session.host.name for host in self.client_hosts)
+
+    def _series(self, session: Session) -> samples.Series:
+        name = session.host.name
+        return self.samples.setdefault(name, samples.Series(name, self.started))
+
+    def _start_samples(self, session: Session) -> None:
+        name = session.host.name
+        is_target = any(target.host and target.host.name == name for target in self.request.targets)
+        series = self._series(session)
+        samples.start(session, self.run_id, series, self.request.port_on(name), server=is_target)
 
     def _observe(self, session: Session, phase: str) -> None:
         if self.observed.get(phase, {}).get(session.host.name, {}).get("status") == "ok":

@@ -33,6 +33,7 @@ TABLE = {
     "observe": "observe",
     "ping": "ping",
     "rollback": "rollback",
+    "sample": "sample",
     "setup": "setup",
     "shell": "shell",
     "slurp": "slurp",

@@ -7,24 +7,25 @@ To add a section: one function ``(look) -> value`` below and one row in `SECTION
 """
 
 import errno
+import json
 import os
-import re
 import resource
 import socket
 import stat
+import sys
 import time
 
 import observe_parse as parse
+from observe_processes import find
 from observe_read import command_text, is_unavailable, read_text, tail_text, unavailable
 from observe_sockets import SOURCES, count_sockets
 
 from operations import OperationError
+from operations import _sysctl_order as order
 
 SCHEMA = "tcpfleet.observation/1"
 RAW_LIMIT = 256 * 1024  # bytes per raw text
 RAW_TOTAL_LIMIT = 2 * 1024 * 1024  # bytes of all raw texts together
-MAX_PROCESSES = 512
-LISTENER_FDS = 64  # a server opens its listener early; looking through all descriptors would take seconds
 LSOF_MOST_SOCKETS = 30000
 DEFAULT_SYSCTLS = (
     "fs.file-max",
@@ -54,6 +55,7 @@ class Look(object):
     """One observation being made: the arguments, and what several sections share.
 
     :ivar raw: file name -> text, filled by the sections through `keep`.
+    :ivar cut: file name -> in what way its text is not whole.
     """
 
     def __init__(self, args, stopping):
@@ -66,17 +68,23 @@ class Look(object):
         self.lsof_seconds = args.get("lsof_seconds", 5.0)
         self.lsof_lines = args.get("lsof_lines", 1000)
         self.stopping = stopping
-        self.raw = {}
+        self.server_program = args.get("server_program")
+        self.raw, self.cut = {}, {}
         self._sockets = None
         self._processes = None
 
-    def keep(self, name, text):
-        """Keeps a raw text as the source of a number, cut to what is left of the limits; the cut is said."""
+    def keep(self, name, text, cut=None):
+        """Keeps a raw text as the source of a number, cut to what is left of the limits; the cut is said.
+
+        :param cut: why the text is not whole as it comes.
+        """
+        if cut:
+            self.cut[name] = cut
         left = min(RAW_LIMIT, RAW_TOTAL_LIMIT - sum(len(one.encode("utf-8")) for one in self.raw.values()))
         data = text.encode("utf-8", "replace")
         if len(data) > left:
-            note = "\n[cut here: %d of %d bytes kept]\n" % (max(0, left - 80), len(data))
-            text = data[: max(0, left - 80)].decode("utf-8", "ignore") + note
+            self.cut[name] = "%d of %d bytes kept" % (max(0, left - 80), len(data))
+            text = data[: max(0, left - 80)].decode("utf-8", "ignore") + "\n[cut here: %s]\n" % self.cut[name]
         if left > 80:
             self.raw[name] = text
 
@@ -94,78 +102,10 @@ class Look(object):
         return self._sockets
 
     def processes(self):
-        """Pids of the server, the one of the pid file first, then its descendants; of whoever listens on the port,
-        if that is somebody else.
-
-        :raises LookupError: with a sentence, when there is no server to look at.
-        """
+        """`observe_processes.find` for the port, looked up once."""
         if self._processes is None:
-            listening = listener_pids(self.port)
-            try:
-                self._processes = server_pids(self.pid_file)
-            except (LookupError, OSError):
-                if not listening:
-                    raise
-                self._processes = listening
-            if listening and not set(listening) & set(self._processes):
-                self._processes = listening  # our server runs, but another one has this port
+            self._processes = find(self.port, self.pid_file)
         return self._processes
-
-
-def listener_pids(port):
-    """Pids of the processes that listen on `port` here, where no pid file names them; needs root for others'."""
-    inodes = set()
-    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(path) as lines:
-                next(lines, None)
-                for line in lines:
-                    fields = line.split()
-                    if fields[3] != "0A":
-                        break  # listeners come first; behind them may be a million connections
-                    if int(fields[1].rpartition(":")[2], 16) == port:
-                        inodes.add("socket:[%s]" % fields[9])
-        except OSError:
-            continue  # no IPv6
-    found = []
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if inodes else ():
-        for fd in range(LISTENER_FDS):
-            try:
-                if os.readlink("/proc/%d/fd/%d" % (pid, fd)) in inodes:
-                    found.append(pid)
-                    break
-            except OSError as problem:
-                if problem.errno in (errno.EACCES, errno.EPERM):
-                    break
-    return found[:MAX_PROCESSES]
-
-
-def server_pids(pid_file):
-    """The pid in `pid_file` and all its descendants, at most `MAX_PROCESSES`.
-
-    :raises LookupError: when no pid file was named, or it does not name a live process.
-    :raises OSError: when the file cannot be read.
-    """
-    if not pid_file:
-        raise LookupError("no pid file was given for this host")
-    match = re.match(r"\s*(\d+)", read_text(pid_file, 4096))
-    if not match:
-        raise LookupError("%s holds no process id" % pid_file)
-    root = int(match.group(1))
-    if not os.path.isdir("/proc/%d" % root):
-        raise LookupError("process %d named by %s is not running" % (root, pid_file))
-    children = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                parent, _ = parse.parse_stat_parent(read_text("/proc/%s/stat" % entry, 4096))
-            except (OSError, ValueError, IndexError):
-                continue  # ended meanwhile
-            children.setdefault(parent, []).append(int(entry))
-    pids = [root]
-    for pid in pids:  # grows while it is walked
-        pids.extend(sorted(children.get(pid, ())))
-    return pids[:MAX_PROCESSES]
 
 
 def count_descriptors(pid):
@@ -222,7 +162,7 @@ def look_listeners(look):
     try:
         argv = ["ss", "-ltnmi", "sport = :%d" % look.port]
         outcome = command_text(argv, timeout=10, max_lines=500, stopping=look.stopping)
-        look.keep("ss-ltnmi.txt", outcome["text"])
+        look.keep("ss-ltnmi.txt", outcome["text"], outcome["truncated"])
     except OSError:
         pass  # the numbers come from look.sockets(), which says where from
     return look.sockets()[1]
@@ -242,7 +182,7 @@ def look_lsof(look):
     outcome = command_text(argv, look.lsof_seconds, look.lsof_lines, stopping=look.stopping)
     lines = outcome["text"].splitlines()
     note = "\n[stopped: %s]" % outcome["truncated"] if outcome["truncated"] else ""
-    look.keep("lsof.txt", outcome["text"] + note + "\n")
+    look.keep("lsof.txt", outcome["text"] + note + "\n", outcome["truncated"])
     if not lines:
         raise RuntimeError("lsof: %s" % (outcome["truncated"] or outcome["stderr"] or "no output"))
     return {
@@ -312,12 +252,36 @@ def look_sysctls(look):
         return " ".join(read_text(parse.sysctl_path(key)).split())
 
     found = {key: attempt(value, key) for key in look.sysctls}
-    lines = (
-        "%s = %s" % (key, value if not is_unavailable(value) else "[%s]" % value["unavailable"])
-        for key, value in found.items()
-    )
+    asked = look_asked(look)
+    lines = []
+    for key, value in found.items():
+        said = asked.get(key)
+        lines.append(
+            "%s = %s" % (key, value if not is_unavailable(value) else "[%s]" % value["unavailable"])
+            + ("  # asked: %(value)s, %(file)s line %(line)d" % said if said else "")
+        )
     look.keep("sysctl.txt", "\n".join(lines) + "\n")
     return found
+
+
+def look_asked(look):
+    """What files ask of these keys and the next boot will set: key -> ``{"value", "file", "line"}``."""
+    # Without systemd it is procps that runs at boot, if anything does.
+    return (order.at_boot if os.path.isdir("/run/systemd/system") else order.by_system)(look.sysctls)
+
+
+def look_server_status(look):
+    """The server's own word: ``echo_server.py status``, each worker a row; ``{"running": False, "reason"}``."""
+    program = look.server_program
+    if not program or not os.path.exists(program):
+        return {"running": False, "reason": "there is no %s" % program if program else "no program was given"}
+    argv = [sys.executable, "-E", "-s", "-S", program, "status", "--pid-file", str(look.pid_file)]
+    outcome = command_text(argv, timeout=10, stopping=look.stopping)
+    look.keep("server-status.json", outcome["text"] + "\n", outcome["truncated"])
+    try:
+        return json.loads(outcome["text"])
+    except ValueError:
+        raise RuntimeError("echo_server.py status: %s" % (outcome["truncated"] or outcome["stderr"] or "no JSON"))
 
 
 def look_nofile(look):
@@ -415,6 +379,7 @@ SECTIONS = (
     ("listeners", look_listeners),
     ("counters", look_counters),
     ("server", look_server),
+    ("server_status", look_server_status),
     ("files", look_files),
     ("conntrack", look_conntrack),
     ("memory", look_memory),
@@ -423,6 +388,7 @@ SECTIONS = (
     ("load", look_load),
     ("nofile", look_nofile),
     ("sysctls", look_sysctls),
+    ("sysctls_asked", look_asked),
     ("log", look_log),
     ("kernel_log", look_kernel_log),
     ("lsof", look_lsof),
@@ -444,11 +410,11 @@ def check_args(args):
         return isinstance(value, int) and not isinstance(value, bool)
 
     known = {"port", "pid_file", "log_file", "log_lines", "sysctls", "sections", "socket_sources"}
-    known |= {"lsof_seconds", "lsof_lines"}
+    known |= {"lsof_seconds", "lsof_lines", "server_program"}
     unknown = sorted(set(args) - known)
     need(not unknown, "unknown argument %s; known are %s" % (", ".join(unknown), ", ".join(sorted(known))))
     need(whole(args.get("port")) and 0 < args["port"] < 65536, "port must be a number from 1 to 65535")
-    for name in ("pid_file", "log_file"):
+    for name in ("pid_file", "log_file", "server_program"):
         need(args.get(name) is None or isinstance(args[name], str), "%s must be a path or null" % name)
     for name, largest in (("log_lines", 10000), ("lsof_lines", 100000)):
         value = args.get(name, 0)
@@ -468,11 +434,13 @@ def check_args(args):
 def run(args, context):
     """Observes this host.
 
-    :param args: ``{"port": n, "pid_file": path|None, "log_file": path|None, "log_lines": 50, "sysctls":
-        [key], "sections": [name]|None (all), "socket_sources": ["netlink", "ss", "proc"], "lsof_seconds": 5.0,
-        "lsof_lines": 1000}``; only port is needed.
+    :param args: ``{"port": n, "pid_file": path|None, "log_file": path|None, "log_lines": 50,
+        "server_program": path of echo_server.py|None, "sysctls": [key], "sections": [name]|None (all),
+        "socket_sources": ["netlink", "ss", "proc"], "lsof_seconds": 5.0, "lsof_lines": 1000}``;
+        only port is needed.
     :returns: ``{"changed": False, "msg", "observation": {"schema", "port", "time": {"iso", "epoch"},
-        "seconds": {section: cost}, section: value | {"unavailable": reason}, ...}, "raw": {file name: text}}``.
+        "seconds": {section: cost}, "cut": {name of a raw text that is not whole: why},
+        section: value | {"unavailable": reason}, ...}, "raw": {file name: text}}``.
     :raises OperationError: for bad arguments.
     """
     check_args(args)
@@ -494,7 +462,7 @@ def run(args, context):
         costs[name] = round(time.monotonic() - began, 4)
         if is_unavailable(observation[name]):
             missing.append(name)
-    observation["seconds"] = costs
+    observation["seconds"], observation["cut"] = costs, look.cut
     states = observation["states"]
     if is_unavailable(states):
         message = "observed"

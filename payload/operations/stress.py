@@ -55,14 +55,14 @@ def start(folder, args, context):
     either case.
     """
     try:
-        _private(os.path.dirname(folder))
+        make_private(os.path.dirname(folder))
         os.mkdir(folder, 0o700)
     except FileExistsError:
         raise OperationError("{} exists: this machine is in the run under two names; name it once".format(folder))
     except OSError as error:
         raise OperationError("cannot create {}: {}".format(folder, error.strerror))
     _lead(folder)
-    programs = _install_programs(context.sources)
+    programs = install_programs(context.sources)
     answers = []
 
     def one(client):
@@ -197,7 +197,7 @@ def _lead(folder):
     os.rename(draft, os.path.join(folder, "leader"))
 
 
-def _install_programs(sources):
+def install_programs(sources):
     """Write the client's program files below the state folder, once per content; returns their folder."""
     import hashlib
 
@@ -210,7 +210,7 @@ def _install_programs(sources):
         return place
     draft = "{}.new-{}".format(place, os.getpid())
     try:
-        _private(top)
+        make_private(top)
         os.mkdir(draft, 0o700)
         for name in names:
             with open(os.path.join(draft, name + ".py"), "w", encoding="utf-8") as target:
@@ -227,7 +227,7 @@ def _install_programs(sources):
     return place
 
 
-def _private(directory):
+def make_private(directory):
     """Make the state directory and what leads from it to `directory`, for this user only."""
     top = state_directory()
     os.makedirs(os.path.dirname(top), exist_ok=True)

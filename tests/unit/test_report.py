@@ -1,5 +1,6 @@
 """The report from synthetic runs: verdicts, gaps, escaping, equal numbers, shared machines."""
 
+import gzip
 import html.parser
 import json
 import re
@@ -304,6 +305,32 @@ def test_page_is_self_contained(tmp_path):
 def test_the_same_run_gives_the_same_page(tmp_path):
     samples.fill(tmp_path, samples.run())
     assert write(tmp_path) == write(tmp_path)
+
+
+def test_raw_files_are_compressed_and_what_is_not_whole_is_said(tmp_path):
+    found = samples.observation(cut={"lsof.txt": "line limit of 1000"})
+    raw = {"lsof.txt": "x\n" * 1000, "ss-s.txt": samples.SS, "meminfo.txt": "MemTotal: 1 kB\n" * 100}
+    report.save_observation(tmp_path, "peak", "s1", {"observation": found, "raw": raw})
+    folder = tmp_path / "raw/peak/s1"
+    assert {path.name: gzip.decompress(path.read_bytes()).decode() for path in folder.iterdir()} == {
+        f"{name}.gz": text for name, text in raw.items()
+    }
+    (folder / "ss-s.txt.gz").write_bytes((folder / "ss-s.txt.gz").read_bytes()[:40])
+    (folder / "meminfo.txt.gz").write_bytes(b"")
+    (folder / "old.txt").write_text("of a run before files were compressed")
+    page, text, data = write(tmp_path)
+    told = {row["section"]: row["reason"] for row in data["unavailable"] if row["section"].startswith("raw file")}
+    assert told["raw file lsof.txt"] == "cut: line limit of 1000"
+    assert told["raw file ss-s.txt.gz"].startswith("damaged: Compressed file ended")
+    assert told["raw file meminfo.txt.gz"] == "damaged: nothing is in it" and len(told) == 3
+    assert "ss-s.txt.gz" in page and "damaged: Compressed" in page and "damaged: Compressed" in text
+
+
+def test_raw_files_of_an_earlier_look_do_not_stay(tmp_path):
+    for name in ("lsof.txt", "ss-s.txt"):
+        answer = {"observation": samples.observation(), "raw": {name: "x"}}
+        report.save_observation(tmp_path, "present", "s1", answer)
+    assert [path.name for path in (tmp_path / "raw/present/s1").iterdir()] == ["ss-s.txt.gz"]
 
 
 def test_operation_failure_is_saved_as_failed(tmp_path):

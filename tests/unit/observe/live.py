@@ -82,7 +82,7 @@ def main():
     with open(log_file, "w") as file:
         file.write("".join(f"line {number}\n" for number in range(100)))
     args = {"port": port, "pid_file": pid_file, "log_file": log_file, "log_lines": 5}
-    args["lsof_seconds"] = 2
+    args.update(lsof_seconds=2, lsof_lines=3, server_program="/nonexistent/echo_server.py")
     args["sysctls"] = ["net.core.somaxconn", "net.no.such", "../../etc/passwd"]
     results = {"port": port, "pid": os.getpid(), "fds": len(os.listdir("/proc/self/fd")) - 1}
     for source in ("netlink", "ss", "proc"):

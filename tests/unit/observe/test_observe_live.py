@@ -87,6 +87,18 @@ def test_whole_observation(seen):
     assert all(len(text.encode()) <= 256 * 1024 for text in result["raw"].values())
 
 
+def test_what_files_ask_and_what_the_server_says(seen):
+    observation = seen["whole"]["observation"]
+    assert set(observation["sysctls_asked"]) <= {"net.core.somaxconn"}
+    assert observation["server_status"] == {"running": False, "reason": "there is no /nonexistent/echo_server.py"}
+
+
+def test_a_raw_text_that_is_cut_is_named(seen):
+    whole = seen["whole"]
+    assert whole["observation"]["cut"] == {"lsof.txt": "line limit of 3"}
+    assert whole["raw"]["lsof.txt"].count("\n") == 4  # and the line that says so
+
+
 def test_missing_tools_are_said(seen):
     observation = seen["no_tools"]
     assert observation["states"]["source"] == "proc"

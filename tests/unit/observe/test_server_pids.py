@@ -9,6 +9,7 @@ PAYLOAD = Path(__file__).resolve().parents[3] / "payload"
 SCRIPT = """
 import os, socket, subprocess, sys
 sys.path.insert(0, sys.argv[1])
+import observe_processes
 from operations import observe
 
 def look(port, pid_file=None):
@@ -16,13 +17,13 @@ def look(port, pid_file=None):
 
 with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
     port, free = listener.getsockname()[1], other.getsockname()[1]
-    assert observe.listener_pids(port) == [os.getpid()]
+    assert observe_processes.listener_pids(port) == [os.getpid()]
     assert look(port) == [os.getpid()]
     sleeper = subprocess.Popen(["sleep", "30"])
     with open(sys.argv[2], "w") as target:
         target.write("%d\\n" % sleeper.pid)
     assert look(port, sys.argv[2]) == [os.getpid()]  # another server's pid file
-assert observe.listener_pids(free) == []
+assert observe_processes.listener_pids(free) == []
 assert look(free, sys.argv[2]) == [sleeper.pid]
 sleeper.kill()
 sleeper.wait()

@@ -1,0 +1,84 @@
+"""Which processes are the server of a port: those of its pid file, else whoever listens."""
+
+import errno
+import os
+import re
+
+from observe_parse import parse_stat_parent
+from observe_read import read_text
+
+MAX_PROCESSES = 512
+LISTENER_FDS = 64  # a server opens its listener early; looking through all descriptors would take seconds
+
+
+def find(port, pid_file):
+    """Pids of the server, the one of the pid file first, then its descendants; of whoever listens on the port,
+    if that is somebody else.
+
+    :raises LookupError: with a sentence, when there is no server to look at.
+    """
+    listening = listener_pids(port)
+    try:
+        found = server_pids(pid_file)
+    except (LookupError, OSError):
+        if not listening:
+            raise
+        return listening
+    # Our server may run while another one has this port.
+    return listening if listening and not set(listening) & set(found) else found
+
+
+def listener_pids(port):
+    """Pids of the processes that listen on `port` here, where no pid file names them; needs root for others'."""
+    inodes = set()
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(path) as lines:
+                next(lines, None)
+                for line in lines:
+                    fields = line.split()
+                    if fields[3] != "0A":
+                        break  # listeners come first; behind them may be a million connections
+                    if int(fields[1].rpartition(":")[2], 16) == port:
+                        inodes.add("socket:[%s]" % fields[9])
+        except OSError:
+            continue  # no IPv6
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if inodes else ():
+        for fd in range(LISTENER_FDS):
+            try:
+                if os.readlink("/proc/%d/fd/%d" % (pid, fd)) in inodes:
+                    found.append(pid)
+                    break
+            except OSError as problem:
+                if problem.errno in (errno.EACCES, errno.EPERM):
+                    break
+    return found[:MAX_PROCESSES]
+
+
+def server_pids(pid_file):
+    """The pid in `pid_file` and all its descendants, at most `MAX_PROCESSES`.
+
+    :raises LookupError: when no pid file was named, or it does not name a live process.
+    :raises OSError: when the file cannot be read.
+    """
+    if not pid_file:
+        raise LookupError("no pid file was given for this host")
+    match = re.match(r"\s*(\d+)", read_text(pid_file, 4096))
+    if not match:
+        raise LookupError("%s holds no process id" % pid_file)
+    root = int(match.group(1))
+    if not os.path.isdir("/proc/%d" % root):
+        raise LookupError("process %d named by %s is not running" % (root, pid_file))
+    children = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                parent, _ = parse_stat_parent(read_text("/proc/%s/stat" % entry, 4096))
+            except (OSError, ValueError, IndexError):
+                continue  # ended meanwhile
+            children.setdefault(parent, []).append(int(entry))
+    pids = [root]
+    for pid in pids:  # grows while it is walked
+        pids.extend(sorted(children.get(pid, ())))
+    return pids[:MAX_PROCESSES]
