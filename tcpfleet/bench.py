@@ -26,6 +26,7 @@ RESULTS = ROOT / "benchmarks" / "README.md"
 BENCHES = {
     "playbook": "tune.yml and thirty tasks on the lab, beside ansible-playbook and pyinfra",
     "stress": "the stress client on this machine, beside C, its rates, a million connections",
+    "report": "collecting from the lab while its server holds 200,000 connections",
 }
 
 
@@ -36,11 +37,13 @@ class Took:
     :ivar seconds: from its start to its end, on the clock.
     :ivar cpu: seconds of CPU of the program and of all its children that it waited for, on this machine.
     :ivar output: its stdout and stderr.
+    :ivar memory: bytes, the most that it or a child of it had resident.
     """
 
     seconds: float
     cpu: float
     output: str
+    memory: int
 
 
 def run(options: Options, what: str, rounds: str, only: str) -> Answer:
@@ -93,7 +96,7 @@ def timed(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, c
     if child.returncode:
         tail = "\n".join(output.splitlines()[-25:])
         raise HostFailed(f"`{' '.join(command)}` ended with {child.returncode}:\n{tail}")
-    return Took(seconds, usage.ru_utime + usage.ru_stime, output)
+    return Took(seconds, usage.ru_utime + usage.ru_stime, output, usage.ru_maxrss * 1024)
 
 
 def _environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def served(tuned: Lab, inv: Inv) -> Iterator[Lab]:
 def latest() -> dict[str, Any]:
     run: dict[str, Any] = json.loads((ROOT / "reports/latest/run.json").read_text())
     return run
+
+
+def samples_of(host: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"reports/latest/samples/{host}.json").read_text())
+    return found
 
 
 def nothing_runs(lab: Lab, pattern: str = "stress_client") -> None:
@@ -171,12 +177,24 @@ def test_the_whole_story(served: Lab, inv: Inv) -> None:
     folder = ROOT / "reports/latest"
     summary = gzip.decompress((folder / "raw/peak/s1/ss-s.txt.gz").read_bytes()).decode()
     assert int(summary.partition("estab ")[2].partition(",")[0]) >= 10000
+    sampled = samples_of("s1")
+    assert sampled["unavailable"] == {} and len(sampled["rows"]) >= 4
+    assert all(later["t"] > earlier["t"] for earlier, later in pairwise(sampled["rows"]))
+    assert max(row["server_connections"] for row in sampled["rows"]) == 10000
+    assert max(row["tcp_inuse"] for row in sampled["rows"]) >= 10000
+    counted = [row["states"] for row in sampled["rows"] if "states" in row]
+    assert max(states["server"].get("ESTAB", 0) for states in counted) == 10000
+    assert sum(row.get("counters", {}).get("PassiveOpens", 0) for row in sampled["rows"]) >= 10000
+    client = [row["states"]["client"] for row in samples_of("c1")["rows"] if "states" in row]
+    assert max(states.get("ESTAB", 0) for states in client) == 2500
     html = (folder / "report.html").read_text()
     assert "10,000" in html and "<svg" in html
     assert json.loads((folder / "report.json").read_text())
     nothing_runs(served)
-    for name in ("c1", "c2", "c3", "c4"):
-        assert served.ssh(name, "ls /var/lib/tcpfleet/runs 2>/dev/null | wc -l").strip() == "0"
+    nothing_runs(served, "observe_sampler")
+    for name in served.hosts:
+        left = "ls /var/lib/tcpfleet/runs /var/lib/tcpfleet/samples 2>/dev/null | wc -l"
+        assert served.ssh(name, left).strip() == "0"
 
 
 def test_five_clients_on_two_hosts_with_heartbeat_and_rate(served: Lab, inv: Inv) -> None:
@@ -255,7 +273,10 @@ def test_the_result_of_a_run_without_its_controller_is_fetched_later(served: Lab
     inv("collect-report")
     run = latest()
     assert run["connections"]["verified"] == run["connections"]["requested"] == 1200
+    for name in ("s1", "c1"):  # the samplers went on, and nothing is kept of the time after the load
+        assert run["timeline"][-1]["t"] - 2 <= samples_of(name)["rows"][-1]["t"] <= run["timeline"][-1]["t"] + 10
     nothing_runs(served)
+    nothing_runs(served, "observe_sampler")
 
 
 def test_a_lost_client_host_is_counted_as_failed_and_the_others_finish(served: Lab, inv: Inv) -> None:
@@ -276,6 +297,10 @@ def test_a_lost_client_host_is_counted_as_failed_and_the_others_finish(served: L
     run = latest()
     assert run["verdict"] == "fail" and run["wall"]["name"] == "a client host was lost"
     assert (run["connections"]["verified"], run["connections"]["failed"]) == (750, 250)
+    lost = samples_of("c4")
+    assert len(lost["rows"]) >= 2  # what was fetched before it died
+    assert [name for name in lost["unavailable"] if name.startswith("rows after ")]
+    assert samples_of("c1")["unavailable"] == {}
     inv("stop-stress")
     nothing_runs(served)
 

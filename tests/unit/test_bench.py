@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import playbook, stress
+from benchmarks import playbook, report, stress
 from tcpfleet import bench
 from tcpfleet.cli import Options
 from tcpfleet.errors import BadInput, HostFailed
@@ -49,7 +49,9 @@ def test_a_table_written_twice_stands_there_once() -> None:
 
 
 MARKS = [
-    f"bench {what}, {part}" for what, one in (("playbook", playbook), ("stress", stress)) for part in one.PARTS
+    f"bench {what}, {part}"
+    for what, one in (("playbook", playbook), ("stress", stress), ("report", report))
+    for part in one.PARTS
 ]
 
 
