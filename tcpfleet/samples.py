@@ -176,7 +176,10 @@ def start(session: Session, run_id: str, series: Series, port: int, *, server: b
 def read(session: Session, run_id: str, series: Series) -> None:
     """Fetch what the host's sampler has written since the last time."""
     while not series.ended:
-        answer = _ask(session, run_id, "read", offset=series.offset)
+        since = series.offset
+        answer = _ask(session, run_id, "read", offset=since)
+        if series.offset != since:
+            return  # the thread of a stage that was interrupted came after that of the next one
         if answer.get("failed"):
             series.lost(str(answer.get("msg")))
             series.ended = True

@@ -509,6 +509,7 @@ class Run:
         """End every client of this run on every host, gracefully first; safe to call at any point."""
         with self._starting:
             self.cancelled.set()
+        self.at_work.clear()
 
         def stop(session: Session) -> dict[str, Any]:
             stopped = session.call("stress", {"action": "stop", "run_id": self.run_id, "timeout": 15})
@@ -591,8 +592,8 @@ class Run:
 
     def _watch(self, session: Session) -> None:
         """Fetch a host's samples for as long as clients on other hosts are at work."""
-        fetched = time.monotonic()
-        while self.at_work and not self.cancelled.wait(0.1):
+        fetched, at_work = time.monotonic(), self.at_work
+        while at_work and not self.cancelled.wait(0.1):
             if time.monotonic() - fetched > FETCH:
                 samples.read(session, self.run_id, self._series(session))
                 fetched = time.monotonic()

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 # Parts of command lines that only tcpfleet's own processes have.
-OURS = ("echo_server.py", "stress_client.py", "systemd-nspawn", "-I -S -c import zlib")
+OURS = ("echo_server.py", "stress_client.py", "observe_sampler.py", "systemd-nspawn", "-I -S -c import zlib")
 
 
 def processes() -> set[str]:

@@ -106,19 +106,15 @@ def test_a_host_of_the_run_that_was_never_observed_is_a_gap(tmp_path):
     assert data["hosts"][-1]["roles"] == ["clients"]
 
 
-def test_missing_lsof_is_said(tmp_path):
+@pytest.mark.parametrize("tool", ["lsof", "ss"])
+def test_a_missing_tool_is_said(tmp_path, tool):
     samples.fill(tmp_path, samples.run())
-    found = samples.observation(lsof={"unavailable": "ENOENT: No such file or directory: lsof"})
+    reason = f"ENOENT: No such file or directory: {tool}"
+    found = samples.observation(**{tool: {"unavailable": reason}})
     report.save_observation(tmp_path, "peak", "s1", {"observation": found})
     page, text, data = write(tmp_path)
-    row = {
-        "host": "s1",
-        "section": "lsof",
-        "reason": "ENOENT: No such file or directory: lsof",
-        "phases": ["peak"],
-    }
-    assert row in data["unavailable"]
-    assert row["reason"] in page and row["reason"] in text
+    assert {"host": "s1", "section": tool, "reason": reason, "phases": ["peak"]} in data["unavailable"]
+    assert reason in page and reason in text
 
 
 def test_numbers_are_equal_everywhere(tmp_path):

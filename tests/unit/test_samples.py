@@ -1,11 +1,19 @@
-"""A host's samples at the controller: their zero, thinning, what a lost host leaves; all from synthetic rows."""
+"""A host's samples at the controller: their zero, thinning, what a lost host leaves."""
 
+import contextlib
+import datetime
 import json
+import os
+import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tcpfleet import samples
+from tcpfleet import runs, samples
+from tcpfleet.fleet import Fleet
+from tcpfleet.inventory import Connection, Host
 
 STARTED = "2026-01-01T00:00:00.000+00:00"
 ZERO = 1767225600.0
@@ -139,3 +147,43 @@ def test_everything_is_read_in_pieces_before_it_is_removed():
     samples.finish(there, "r", found)
     assert asked == ["end", "read", "read", "read", "remove"]
     assert len(found.to_dict()["rows"]) == 2 and found.ended and found.to_dict()["unavailable"] == {}
+
+
+def test_a_sampler_that_is_killed_on_a_host_leaves_its_rows_and_a_gap(tmp_path):
+    """Over the local link: a real agent, a real sampler."""
+    run_id = runs.new_run_id()
+    found = samples.Series("here", datetime.datetime.now(datetime.timezone.utc).isoformat())
+
+    def work(there):
+        samples.start(there, run_id, found, 1, server=True)
+        found.take(samples._ask(there, run_id, "read", offset=0), time.time())
+        (pid,) = sampler_of(run_id)
+        os.kill(pid, signal.SIGKILL)
+        while sampler_of(run_id):
+            time.sleep(0.01)
+        samples.read(there, run_id, found)
+        samples.finish(there, run_id, found)
+
+    host = Host("here", {}, ())
+    with Fleet([host], lambda host: Connection("here", "local", "here")) as fleet:
+        outcome = fleet.run(work)["here"]
+    assert outcome.status == "ok", outcome.error
+    data = found.to_dict()
+    first = data["rows"][0]
+    assert 0 <= first["t"] < 5 and first["mem_available"] > 0 and first["files"] > 0
+    assert data["unavailable"].pop(f"rows after {data['rows'][-1]['t']:.1f} s") == (
+        "the sampler died: its log is empty"
+    )
+    assert set(data["unavailable"]) == {"server_rss", "server_cpu", "server_connections"}  # nothing has port 1
+
+
+def sampler_of(run_id):
+    """Pids of the run's sampler."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if b"observe_sampler.py" in command and run_id.encode() in command:
+                    found.append(int(entry.name))
+    return found
