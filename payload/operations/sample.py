@@ -17,7 +17,7 @@ import daemon
 from operations import OperationError, stress
 
 MOST = 1024 * 1024  # bytes of rows in one answer
-FIRST = 4096  # in the first one, from whose `now` the controller tells this host's clock: it must not be long under way
+FIRST = 4096  # in the first one: by its `now` clocks are compared, so it must not be long under way
 
 
 def run(args, context):

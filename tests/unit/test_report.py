@@ -117,6 +117,18 @@ def test_a_missing_tool_is_said(tmp_path, tool):
     assert reason in page and reason in text
 
 
+def test_counting_by_another_source_is_said(tmp_path):
+    samples.fill(tmp_path, samples.run())
+    states = samples.observation()["states"]
+    refused = [{"source": "netlink", "reason": "EPERM: no"}, {"source": "ss", "reason": "ENOENT: no ss"}]
+    found = samples.observation(states=dict(states, source="proc", not_used=refused))
+    report.save_observation(tmp_path, "peak", "s1", {"observation": found})
+    page, text, _ = write(tmp_path)
+    assert "counted by proc" in text
+    for words in ("not netlink: EPERM: no", "not ss: ENOENT: no ss"):
+        assert words in page and words in text
+
+
 def test_numbers_are_equal_everywhere(tmp_path):
     run = samples.run("fail", failed=1234)
     page, text, data = write(samples.fill(tmp_path, run))
