@@ -391,6 +391,29 @@ def collect_report(options: Options, run: str = "", port: str = "") -> Answer:
     return collect.collect_report(options, run, port)
 
 
+@task(common=("json",))
+def reports(options: Options) -> Answer:
+    """List the runs in reports/, newest first: verdict, connections, wall, duration, size."""
+    from tcpfleet import reports as kept
+
+    return kept.list_runs(options)
+
+
+@task(
+    common=("json",),
+    positional=["a", "b"],
+    help={
+        "a": "run id, latest, or a run's folder; several runs that are set alike with commas",
+        "b": "the same, for the other side",
+    },
+)
+def compare_reports(options: Options, a: str, b: str) -> Answer:
+    """Put two runs side by side: what was set differently, and what it changed beyond chance."""
+    from tcpfleet import reports as kept
+
+    return kept.compare_reports(options, a, b)
+
+
 @task(common=("inventory", "json"), help={"local": "use this machine without SSH even if the lab could be booted"})
 def demo(options: Options, local: bool = False) -> Answer:
     """Run the whole story in under two minutes: lab, tune, deploy, stress, report."""

@@ -29,7 +29,8 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
     if folder is not None:
         record = _record(options, folder)
         wanted = wanted or (record["target"]["port"] if record else None)
-    hosts = _hosts(options, record)
+    refused = report.load_refused_plan(folder) if folder is not None and record is None else None
+    hosts = _hosts(options, record or refused)
     if folder is None:
         folder = runs.create(runs.new_run_id())
         options.say("there is no run yet: the report shows the hosts as they are, without a verdict")
@@ -38,7 +39,7 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
 
     with options.fleet(hosts) as fleet:
         outcomes = fleet.run(lambda session: deploy.observe(session, listen), at_once=True)
-    for name in _not_in(options, record):
+    for name in _not_in(options, record or refused):
         gap = {"status": "unreachable", "error": "this inventory has no such host"}
         report.save_observation(target, "present", name, gap)
         options.say(f"{name}: {gap['error']}")
@@ -56,6 +57,8 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
         )
         if record["wall"]:
             options.say(f"wall: {record['wall']['name']}; {record['wall']['fix']}")
+    if refused is not None:
+        options.say(f"run {target.name}: {refused['refused']}")
     for file in files:
         options.say(f"  {stress_tasks.shown(file)}")
     data = {
@@ -69,6 +72,8 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
 
 def _record(options: Options, folder: Path) -> dict[str, Any] | None:
     """The run's record, fetched now where the controller of the run went away before it could."""
+    if report.load_refused_plan(folder) is not None:
+        return None
     unfinished = (folder / "plan.json").exists() and not (folder / "run.json").exists()
     if (folder / "run.json").exists():
         record = runs.read_run(folder)

@@ -1,8 +1,7 @@
 """A run's folder to report.html, report.md and report.json; all three are rendered from one dictionary.
 
 In: reports/RUN_ID/run.json (may be absent: then there is no verdict) and the observations saved beside it by
-`save_observation`. Out: the three files. Whatever a host sent is data: it is escaped on the page and never
-becomes a path outside the folder.
+`save_observation`. Out: the three files. Whatever a host sent is data: it never becomes a path outside the folder.
 """
 
 from __future__ import annotations
@@ -15,23 +14,14 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from markupsafe import Markup, escape
-
-from tcpfleet import charts, report_data
+from tcpfleet import report_data, report_hosts, report_render, report_run
 from tcpfleet.errors import BadInput, LocatedError
+from tcpfleet.report_data import Observations, View, dig, rows_at
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+SCHEMA = "tcpfleet.report/1"
 RUN_SCHEMA = "tcpfleet.run/1"
-
-# Control characters (a terminal's escape sequences in a log line) are shown, not sent to whoever reads the file;
-# so are the characters that reverse the direction of text. Newline and tab stay.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#])")
 
 
 def safe_name(name: str) -> str:
@@ -75,10 +65,10 @@ def save_observation(run_dir: Path, phase: str, host: str, outcome: Mapping[str,
     for name, text in raw.items() if isinstance(raw, Mapping) and saved["status"] == "ok" else ():
         folder.mkdir(parents=True, exist_ok=True)
         data = gzip.compress(str(text).encode("utf-8", "replace"), mtime=0)
-        _write(folder / f"{safe_name(str(name))}.gz", data)
+        write_text(folder / f"{safe_name(str(name))}.gz", data)
     path = run_dir / "observations" / phase / f"{safe_name(host)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(saved, indent=1) + "\n")
+    write_text(path, json.dumps(saved, indent=1) + "\n")
     return path
 
 
@@ -123,6 +113,57 @@ def load_observations(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def load_refused_plan(run_dir: Path) -> dict[str, Any] | None:
+    """plan.json of a folder whose plan was refused; None when it was not, or when it cannot be read."""
+    try:
+        plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and plan.get("refused") else None
+
+
+def build(
+    run: Mapping[str, Any] | None,
+    observations: Observations,
+    raw_files: Sequence[str],
+    refused: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything a report says.
+
+    :param run: run.json as read, or None when there was no run.
+    :param observations: phase -> host -> saved outcome.
+    :param raw_files: paths relative to the run's folder.
+    :param refused: plan.json, when the plan was refused.
+    :returns: report.json's content; docs are the keys below and in the functions they come from.
+    """
+    view = View(run or refused, observations)
+    return {
+        "schema": SCHEMA,
+        "run_id": dig(run or refused, "run_id"),
+        "verdict": report_run.verdict(run, view, dig(refused, "refused")),
+        "run": run,
+        "plan": report_run.plan_rows(run),
+        "hosts": view.host_rows(),
+        "gaps": view.gaps(),
+        "shared": view.shared(),
+        "latency": report_run.latency_rows(run),
+        "timeline": report_run.timeline(run),
+        "errors": rows_at(run, "errors"),
+        "states": report_hosts.state_table(view),
+        "listeners": report_hosts.listener_rows(view),
+        "server": report_hosts.server_rows(view),
+        "memory": report_hosts.memory_rows(view),
+        "counters": report_hosts.counter_rows(view),
+        "machines": report_hosts.machine_rows(view),
+        "ss": report_hosts.ss_text(view),
+        "sysctls": report_hosts.sysctl_table(view),
+        "logs": report_hosts.log_rows(view),
+        "kernel_log": report_hosts.kernel_log_rows(view),
+        "unavailable": report_hosts.unavailable_rows(view),
+        "raw_files": list(raw_files),
+    }
+
+
 def write_reports(run_dir: Path) -> list[Path]:
     """Writes report.html, report.md and report.json into a run's folder, replacing older ones.
 
@@ -133,24 +174,22 @@ def write_reports(run_dir: Path) -> list[Path]:
     run = load_run(run_dir)
     raw_files = sorted(str(path.relative_to(run_dir)) for path in (run_dir / "raw").rglob("*") if path.is_file())
     observations = load_observations(run_dir)
-    report = report_data.build(run, observations, raw_files)
+    report = build(run, observations, raw_files, None if run else load_refused_plan(run_dir))
     report["unavailable"] += _raw_problems(run_dir, raw_files, observations)
     texts = {
-        "report.html": render_html(report),
-        "report.md": render_markdown(report),
+        "report.html": report_render.render_html(report),
+        "report.md": report_render.render_markdown(report),
         "report.json": json.dumps(report, indent=1) + "\n",
     }
-    return [_write(run_dir / name, text) for name, text in texts.items()]
+    return [write_text(run_dir / name, text) for name, text in texts.items()]
 
 
-def _raw_problems(
-    run_dir: Path, raw_files: Sequence[str], observations: report_data.Observations
-) -> list[dict[str, Any]]:
+def _raw_problems(run_dir: Path, raw_files: Sequence[str], observations: Observations) -> list[dict[str, Any]]:
     """Raw files that are not whole, as rows of what could not be read: cut on their host, or damaged since."""
     found = []
     for phase, hosts in observations.items():
         for host, outcome in hosts.items():
-            cut = report_data.dig(outcome, "observation", "cut")
+            cut = dig(outcome, "observation", "cut")
             for name, reason in cut.items() if isinstance(cut, Mapping) else ():
                 found.append((host, str(name), f"cut: {reason}", phase))
     names = {safe_name(host): host for hosts in observations.values() for host in hosts}
@@ -172,117 +211,9 @@ def _raw_problems(
     ]
 
 
-def render_html(report: Mapping[str, Any]) -> str:
-    """The page of a report: one file, no script, nothing loaded."""
-    environment = _environment(autoescape=True)
-    environment.filters["num"] = _html_number
-    environment.globals["colour"] = charts.colour
-    return environment.get_template("report.html.j2").render(report=report, charts=_charts(report))
-
-
-def render_markdown(report: Mapping[str, Any]) -> str:
-    """The report for tickets and pull requests: tables, no images."""
-    environment = _environment(autoescape=False)
-    environment.finalize = _markdown
-    environment.filters["num"] = lambda value: _number(value)
-    environment.filters["fence"] = _fence
-    environment.globals["strong"] = Markup("**")
-    text = environment.get_template("report.md.j2").render(report=report)
-    return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def _write(path: Path, text: str | bytes) -> Path:
+def write_text(path: Path, text: str | bytes) -> Path:
     """Replaces a file whole; text that is no valid UTF-8 (lone surrogates from JSON) is written as ``?``."""
     draft = path.with_name(f".{path.name}.new")
     draft.write_bytes(text.encode("utf-8", "replace") if isinstance(text, str) else text)
     draft.replace(path)
     return path
-
-
-def _environment(autoescape: bool) -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=autoescape,  # noqa: S701 (Markdown has its own escaping, in finalize)
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["mib"] = lambda value: value / 2**20 if isinstance(value, (int, float)) else value
-    environment.filters["shown"] = _shown
-    environment.globals["phases"] = {
-        "before": "before",
-        "peak": "at the peak",
-        "after": "after",
-        "present": "now",
-    }
-    return environment
-
-
-def _shown(value: Any) -> str:
-    """Text with control characters made visible, None as a dash."""
-    if value is None:
-        return "–"
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", str(value))
-
-
-def _number(value: Any) -> str:
-    """Numbers as `charts.number` prints them; anything else as text, since it came from elsewhere."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-        return _shown(value)
-    return charts.number(value)
-
-
-def _html_number(value: Any) -> Markup:
-    """A number that programs can read too: ``<data value="200000">200,000</data>``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return escape(_number(value))
-    return Markup('<data value="{}">{}</data>').format(value, _number(value))
-
-
-def _markdown(value: Any) -> Any:
-    """Escapes every expression of the Markdown template: one line, no markup, no HTML."""
-    if isinstance(value, Markup):
-        return value
-    text = " ".join(_shown(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(r"\\\1", text)
-
-
-def _fence(value: Any) -> Markup:
-    """A code block that its content cannot end."""
-    text = _shown(value).rstrip("\n")
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}text\n{text}\n{fence}")  # noqa: S704 (not HTML)
-
-
-def _charts(report: Mapping[str, Any]) -> dict[str, Markup | None]:
-    rows = report["timeline"]
-
-    def points(name: str) -> list[charts.Point]:
-        return [(row["t"], row[name]) for row in rows]
-
-    kinds = report["latency"]
-    return {
-        "connections": charts.time_chart(
-            "connections",
-            "Connections over time",
-            "connections",
-            {name: points(name) for name in ("established", "failed", "open")},
-        ),
-        "connects": charts.time_chart(
-            "connects", "Connects per second", "connects/s", {"connects/s": points("connects_per_second")}
-        ),
-        "echoes": charts.time_chart(
-            "echoes", "Echoes per second", "echoes/s", {"echoes/s": points("echoes_per_second")}
-        ),
-        "latency": charts.percentile_chart(
-            "latency",
-            "Latency by percentile",
-            "ms, log scale",
-            report_data.PERCENTILES,
-            {row["kind"]: [report_data.number_at(row, name) for name in report_data.PERCENTILES] for row in kinds},
-        ),
-    }

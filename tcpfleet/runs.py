@@ -41,10 +41,12 @@ def check_writable() -> None:
         raise BadInput(f"cannot write reports to {REPORTS}: {error.strerror}") from None
 
 
-def create(run_id: str) -> Path:
-    """Make the run's folder and point `latest` at it."""
+def create(run_id: str, *, latest: bool = True) -> Path:
+    """Make the run's folder and point `latest` at it, unless there was only a plan."""
     folder = REPORTS / run_id
     folder.mkdir(parents=True)
+    if not latest:
+        return folder
     link = REPORTS / f".latest-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(run_id)
@@ -64,6 +66,13 @@ def find(run_id: str | None) -> Path | None:
         return folder
     latest = REPORTS / "latest"
     return latest.resolve() if latest.is_dir() else None
+
+
+def folders() -> list[Path]:
+    """The folders of all runs, newest first."""
+    if not REPORTS.is_dir():
+        return []
+    return sorted((path for path in REPORTS.iterdir() if _RUN_ID.fullmatch(path.name)), reverse=True)
 
 
 def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:

@@ -186,6 +186,7 @@ class Run:
         self.capacity: dict[Target, int | None] = {}
         self.plans: dict[int, Any] = {}
         self.server_plans: dict[str, dict[str, Any]] = {}
+        self.refused: str | None = None
         self.lost: dict[str, str] = {}
         self.observed: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Outcome[None]] = {}
@@ -199,7 +200,7 @@ class Run:
         """
 
         def load(progress: Progress) -> None:
-            self._start(fleet)
+            self._start_or_keep(fleet)
             self._open_folder()
             with progress:
                 self._each(fleet, lambda session: self._ramp(session, progress), self.all_hosts)
@@ -210,7 +211,7 @@ class Run:
     def detach(self, fleet: Fleet) -> None:
         """Start it and leave it to its hosts: `attach` follows it and fetches what came of it."""
         try:
-            self._start(fleet)
+            self._start_or_keep(fleet)
             self._open_folder()
             # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
             self._each(fleet, self._release_all, self.all_hosts)
@@ -264,6 +265,16 @@ class Run:
             self._stop(fleet)
 
     # -- the stages ------------------------------------------------------------------------------
+
+    def _start_or_keep(self, fleet: Fleet) -> None:
+        """`_start`; a plan that is refused is kept with what was seen of the hosts, to be shown and compared."""
+        try:
+            self._start(fleet)
+        except Refused as refusal:
+            self.refused = str(refusal)
+            folder = self._make_folder(latest=False)
+            print(f"the refused plan is kept as {folder.name}", file=sys.stderr)
+            raise
 
     def _start(self, fleet: Fleet) -> None:
         """Observe every host and bring every client to its barrier; refuse before anything connects."""
@@ -354,13 +365,16 @@ class Run:
 
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
+        self.folder = self._make_folder(latest=True)
+
+    def _make_folder(self, *, latest: bool) -> Path:
         self.started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        folder = runs.create(self.run_id)
+        folder = runs.create(self.run_id, latest=latest)
         runs.write_json(folder / "plan.json", self._to_plan())
-        self.folder = folder
         for phase, hosts in self.observed.items():
             for name, outcome in hosts.items():
                 report.save_observation(folder, phase, name, outcome)
+        return folder
 
     def _ramp(self, session: Session, progress: Progress) -> None:
         self._start_samples(session)
@@ -445,6 +459,8 @@ class Run:
             "client_options": [list(pair) for pair in self.request.client_options],
             "command": self.request.command,
             "thresholds": list(self.request.thresholds),
+            "refused": self.refused,
+            "hosts": _plan_hosts(self.request.targets, self.shares),
             "servers": self.server_plans,
             "plans": {str(index): plan for index, plan in sorted(self.plans.items())},
             "shares": [[share.index, share.host.name, share.position, share.of] for share in self.shares],
@@ -620,6 +636,18 @@ class Run:
         self.observed.setdefault(phase, {})[host] = outcome
         if self.folder is not None:
             report.save_observation(self.folder, phase, host, outcome)
+
+
+def _plan_hosts(targets: Sequence[Target], shares: Sequence[Share]) -> list[dict[str, Any]]:
+    """The hosts of a plan with their roles, as run.json has them."""
+    roles: dict[str, list[str]] = {}
+    for name, role in [(one.host.name, "server") for one in targets if one.host] + [
+        (share.host.name, "client") for share in shares
+    ]:
+        mine = roles.setdefault(name, [])
+        if role not in mine:
+            mine.append(role)
+    return [{"name": name, "roles": mine} for name, mine in roles.items()]
 
 
 def _target_row(target: Target) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from payload import stress_message, stress_threshold
-from tcpfleet import merge, runs
+from tcpfleet import merge, report, runs
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
@@ -145,6 +145,8 @@ def attach(options: Options, how: How) -> Answer:
     folder = folder_of(how.attach, "--attach")
     if (folder / "run.json").exists():
         raise BadInput(f"run {folder.name} is finished: inv collect-report --run {folder.name} shows it")
+    if report.load_refused_plan(folder) is not None:
+        raise BadInput(f"the plan of {folder.name} was refused, nothing was started")
     run = Run.from_folder(folder, options.inventory)
     with options.fleet(run.all_hosts) as fleet:
         record = run.attach(fleet, how.form)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpfleet import charts, report, report_data
+from tcpfleet import charts, report, report_data, report_run
 from tcpfleet.errors import BadInput, LocatedError
 from tests import report_samples as samples
 
@@ -75,7 +75,7 @@ def test_fail_names_wall_and_fix_first(tmp_path):
 def test_without_a_run_there_is_no_verdict(tmp_path):
     page, text, data = write(samples.fill(tmp_path, None))
     assert data["verdict"]["status"] == "none"
-    assert data["verdict"]["line"] == "No verdict: no run was made; this is the present state of 3 hosts."
+    assert data["verdict"]["line"] == "No verdict: no run was made; this is the present state of the hosts (3)."
     assert "Latency" not in page and "Latency" not in text
     assert list(data["states"]["rows"][0]["server"]) == ["present"]
 
@@ -359,8 +359,8 @@ def test_long_runs_are_thinned_and_keep_their_spikes():
 
 def test_rows_of_the_timeline_without_a_time_are_left_out():
     rows = [{"t": 0.5, "open": 7, "echoes_per_second": "x"}, {"t": "x"}, 3, {"open": 8}]
-    (row,) = report_data.timeline({"timeline": rows})
-    assert row == {"t": 0.5, "open": 7, **dict.fromkeys(report_data.TIMELINE[1:])}
+    (row,) = report_run.timeline({"timeline": rows})
+    assert row == {"t": 0.5, "open": 7, **dict.fromkeys(report_run.TIMELINE[1:])}
 
 
 @pytest.mark.parametrize("highest", [0, 0.003, 1, 7, 9.99, 10, 198766, 1_000_000, 3.3e9])

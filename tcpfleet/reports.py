@@ -1,0 +1,148 @@
+"""`inv reports` and `inv compare-reports`: the runs that are kept in reports/, one after another or side by side.
+
+In: run ids, or paths of runs' folders. Out: a list, or compare.html, compare.md and compare.json in
+reports/compare-A-B/. A folder that is damaged is shown as such.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tcpfleet import compare, report, report_render, runs, stress_tasks
+from tcpfleet.cli import Answer, Options
+from tcpfleet.errors import BadInput, LocatedError
+from tcpfleet.report_charts import Pair
+from tcpfleet.report_data import dig, number_at
+
+COLUMNS = ("run", "started", "verdict", "verified / requested", "wall", "duration", "size")
+
+
+def list_runs(options: Options) -> Answer:
+    """Every run in reports/, newest first."""
+    latest = runs.find(None)
+    rows = [_row(folder, folder == latest) for folder in runs.folders()]
+    if not rows:
+        options.say(f"there is no run in {runs.REPORTS}: inv stress makes one")
+    else:
+        lines = [COLUMNS, *(_cells(row) for row in rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        for line in lines:
+            options.say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return Answer({"runs": rows})
+
+
+def _row(folder: Path, latest: bool) -> dict[str, Any]:
+    """One run. verdict: pass, fail, refused, unfinished (plan.json and no run.json), none (hosts were looked at
+    without a run), damaged; `note` says what is wrong."""
+    row: dict[str, Any] = {
+        "run_id": folder.name,
+        "latest": latest,
+        "started": None,
+        "verdict": "none",
+        "note": None,
+    }
+    row |= {"verified": None, "requested": None, "wall": None, "seconds": None, "path": str(folder)}
+    row["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    try:
+        run = report.load_run(folder)
+        plan = runs.read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
+    except BadInput as error:
+        note = error.message if isinstance(error, LocatedError) else str(error)
+        return row | {"verdict": "damaged", "note": note}
+    started = dig(run, "started") or dig(plan, "started")
+    row["started"] = str(started) if started else None
+    if run is None:
+        refused = dig(plan, "refused")
+        if plan is not None:
+            row["verdict"], row["note"] = ("refused", str(refused)) if refused else ("unfinished", None)
+            row["requested"] = compare.Loaded(folder.name, None, {}, plan).requested
+        return row
+    status = run.get("verdict")
+    row["verdict"] = status if status in ("pass", "fail") else "none"
+    row["wall"] = dig(run, "wall", "name")
+    row["verified"], row["requested"] = (number_at(run, "connections", name) for name in ("verified", "requested"))
+    row["seconds"] = _seconds(started, run.get("ended"))
+    return row
+
+
+def _seconds(started: Any, ended: Any) -> float | None:
+    try:
+        first, last = (
+            datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")) for text in (started, ended)
+        )
+        return round((last - first).total_seconds(), 1)
+    except (ValueError, TypeError):
+        return None
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    def plain(value: Any) -> str:
+        return " ".join(report_render.shown(value).split())
+
+    counts = [f"{row[name]:,.0f}" if row[name] is not None else "–" for name in ("verified", "requested")]
+    seconds = row["seconds"]
+    return (
+        plain(row["run_id"]) + (" (latest)" if row["latest"] else ""),
+        plain(row["started"])[:19].replace("T", " "),
+        plain(row["verdict"]),
+        " / ".join(counts),
+        plain(row["wall"] or row["note"])[:70],
+        "–" if seconds is None else f"{seconds:,.1f} s",
+        f"{row['bytes'] / 2**20:.1f} MiB",
+    )
+
+
+def compare_reports(options: Options, a: str, b: str) -> Answer:
+    """
+    :param a: one run or several with commas: run ids, `latest`, or paths of runs' folders; `b`: the other side.
+    :raises BadInput: a run that is not there or is damaged.
+    """
+    sides = [[_load(_folder(name.strip())) for name in side.split(",")] for side in (a, b)]
+    compared = compare.compare(*sides)
+    names = [side[0].run_id + (f"x{len(side)}" if len(side) > 1 else "") for side in sides]
+    target = runs.REPORTS / report.safe_name(f"compare-{names[0]}-{names[1]}")
+    runs.check_writable()
+    target.mkdir(exist_ok=True)
+    texts = {
+        "compare.html": report_render.render_compare_html(compared, Pair(*(_drawn(side) for side in sides))),
+        "compare.md": report_render.render_compare_markdown(compared),
+        "compare.json": json.dumps(compared, indent=1) + "\n",
+    }
+    files = [report.write_text(target / name, text) for name, text in texts.items()]
+    for sentence in [*compared["answer"], *compared["notes"]]:
+        options.say(report_render.shown(sentence))
+    for row in compared["results"]:
+        if row["status"] in compare.CLAIMS:
+            options.say(f"  {report_render.shown(compare.change(row))}")
+    for file in files:
+        options.say(f"  {stress_tasks.shown(file)}")
+    return Answer({"files": [str(file) for file in files]} | compared)
+
+
+def _folder(name: str) -> Path:
+    path = Path(name)
+    if "/" in name or (path / "run.json").exists() or (path / "plan.json").exists():
+        if not path.is_dir():
+            raise BadInput(f"there is no folder {name}")
+        return path.resolve()
+    found = runs.find(name) if name else None
+    if found is None:
+        raise BadInput(f"{name!r} is no run: give run ids (inv reports lists them), latest, or folders")
+    return found
+
+
+def _load(folder: Path) -> compare.Loaded:
+    run = report.load_run(folder)
+    plan = runs.read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
+    if run is None and plan is None:
+        raise BadInput(f"{folder} holds neither run.json nor plan.json: there is nothing to compare")
+    return compare.Loaded(folder.name, run, report.load_observations(folder), plan)
+
+
+def _drawn(side: Sequence[compare.Loaded]) -> dict[str, Any] | None:
+    """The run of a side that the charts show: its first that has a result."""
+    return next((dict(one.run) for one in side if one.run is not None), None)
