@@ -10,7 +10,7 @@ hosts and in the controller; it needs nothing but the standard library.
 import math
 import sys
 from array import array
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 
 SUB_BITS = 7  # 2**7 = 128 buckets per power of two
 LINEAR = 2 << SUB_BITS  # values below this are exact
@@ -112,6 +112,13 @@ class Histogram:
         out["count"] = self.count
         return out
 
+    def point_ms(self) -> Optional[Dict[str, Any]]:
+        """{"p50", "p99", "max": milliseconds, "count": n}: one point of a latency over time; None when empty."""
+        p50, p99 = self.percentile(50), self.percentile(99)
+        if p50 is None or p99 is None:
+            return None
+        return {"p50": p50 / 1000.0, "p99": p99 / 1000.0, "max": self.max / 1000.0, "count": self.count}
+
     def to_dict(self) -> Dict[str, Any]:
         """A JSON-ready form that `from_dict` reads back: only the buckets that hold something."""
         buckets = [[index, count] for index, count in enumerate(self.counts) if count]
@@ -152,3 +159,19 @@ class Histogram:
 
 def _as_number(counts: bytes) -> int:
     return int.from_bytes(counts, sys.byteorder)
+
+
+def worse_row(rows: "Sequence[Mapping[str, Any]]") -> Dict[str, Any]:
+    """Rows {"t", name: `point_ms`} as one: the latest t, the highest of each value, counts added.
+
+    Percentiles cannot be merged; what was measured together has none that is higher than the highest.
+    """
+    out = {"t": max(row["t"] for row in rows)}  # type: Dict[str, Any]
+    for name in rows[0]:
+        points = [row[name] for row in rows if name != "t" and row.get(name)]
+        if points:
+            out[name] = {key: max(point[key] for point in points) for key in ("p50", "p99", "max")}
+            out[name]["count"] = sum(point["count"] for point in points)
+        elif name != "t":
+            out[name] = None
+    return out

@@ -7,7 +7,7 @@ messages. A worker that was killed has its whole share counted as failed, whatev
 import datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
-from histogram import Histogram
+from histogram import Histogram, worse_row
 from stress_slab import HISTOGRAMS, Errors
 
 WorkerReport = NamedTuple(
@@ -251,6 +251,27 @@ class Timeline:
             out.append(point)
             before = sample
         return out
+
+
+class LatencyTimeline:
+    """Latencies over time: rows of what was measured since the row before, half a second as a rule.
+
+    Beyond MOST rows two become one, of which the worse values count: percentiles cannot be merged.
+    """
+
+    MOST = 1200
+
+    def __init__(self) -> None:
+        self.rows = []  # type: List[Dict[str, Any]]
+
+    def add(self, elapsed: float, parts: Dict[str, Histogram]) -> None:
+        """Add a row {"t": elapsed, name: {"p50", "p99", "max": ms, "count"} or None}, if anything was measured."""
+        row = {"t": round(elapsed, 3)}  # type: Dict[str, Any]
+        row.update((name, part.point_ms()) for name, part in parts.items())
+        if any(row[name] for name in parts):
+            self.rows.append(row)
+        if len(self.rows) > self.MOST:
+            self.rows = [worse_row(self.rows[at : at + 2]) for at in range(0, len(self.rows), 2)]
 
 
 BUSY = 0.9  # share of a processor from which on a worker is taken to be the limit

@@ -78,6 +78,7 @@ class Supervisor:
         self.message = ""
         self.peak = 0
         self.timeline = Timeline()
+        self.latencies = results.LatencyTimeline()
         self._signals = []  # type: List[int]
         self._stopping = 0
         self._kill_at = None  # type: Optional[float]
@@ -339,7 +340,7 @@ class Supervisor:
         totals = results.add_up(reports)
         self.peak = max(self.peak, totals.open)
         rates = {"connects_per_second": 0.0, "echoes_per_second": 0.0}
-        connect, service = Histogram(), Histogram()
+        connect, service, response = Histogram(), Histogram(), Histogram()
         before = self._before
         if before is not None and totals == before[1]:
             # Nothing to add up: of many clients on a host most wait at any time, and histograms take milliseconds.
@@ -348,12 +349,16 @@ class Supervisor:
             histograms = self._histograms()
             connect = histograms["connect"]
             service = Histogram.merged([histograms["first"], histograms["service"]])
-            self._before = (now, totals, connect, service)
+            response = Histogram.merged([histograms["first"], histograms["response"]])
+            self._before = (now, totals, connect, service, response)
             if before is not None:
                 span = now - before[0]
                 rates["connects_per_second"] = results.per_second(totals.established - before[1].established, span)
                 rates["echoes_per_second"] = results.per_second(totals.echoed - before[1].echoed, span)
                 connect, service = connect.differences(before[2]), service.differences(before[3])
+                response = response.differences(before[4])
+        if self.state not in ("ready", "failed"):
+            self.latencies.add(now - self._began, {"connect": connect, "response": response})
         p99 = {n: h.percentile(99) for n, h in (("connect", connect), ("service", service))}
         return {
             "state": self.state,
@@ -438,6 +443,7 @@ class Supervisor:
             + results.warnings(asked, rates, totals.requested, reports, seconds + self._hold_seconds),
             "hosts": [{"host": host, "pid": os.getpid(), "workers": results.worker_rows(reports)}],
             "timeline": self.timeline.points(),
+            "latency_timeline": self.latencies.rows,
             "plan": plan_to_dict(self.plan, self.facts),
             "histograms": {name: h.to_dict() for name, h in histograms.items()},
             "options": self.course.options,

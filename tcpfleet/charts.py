@@ -7,16 +7,15 @@ instead. Colours are CSS variables of the page (``--series-1`` ...), so one draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 Point = tuple[float, float | None]
 
+COLOURS = 6  # --series-N of the page
 MAX_POINTS = 400  # per series; more cannot be told apart on a screen and would make the page heavy
-# Which of the page's --series-N a line has; others take theirs by position.
-_COLOUR_OF = {"open": 1, "established": 2, "failed": 3, "connect": 1, "service": 2, "response": 4}
 _TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
@@ -88,23 +87,33 @@ def time_ticks(last: float) -> list[float]:
     return [round(step * number, 3) for number in range(int(last / step + 1e-9) + 1)]
 
 
-def time_chart(name: str, title: str, unit: str, series: Mapping[str, Sequence[Point]]) -> Markup | None:
+def time_chart(
+    name: str, title: str, unit: str, series: Mapping[str, Sequence[Point]], *, logarithmic: bool = False
+) -> Markup | None:
     """Lines over time.
 
     :param name: unique on the page; becomes the id.
     :param title: what a screen reader says.
     :param unit: of the vertical axis.
     :param series: legend -> (seconds since the start, value or None for a gap).
+    :param logarithmic: of the vertical axis; values of 0 or below cannot be drawn then and are gaps.
     :returns: None when there is no point to draw.
     """
+    if logarithmic:
+        series = {
+            legend: [(t, value if value is not None and value > 0 else None) for t, value in points]
+            for legend, points in series.items()
+        }
     if not any(value is not None for points in series.values() for _, value in points):
         return None
     import pygal
 
     longest = max(len(points) for points in series.values())
-    chart = pygal.XY(**_options(series, unit, show_dots=longest <= 60, allow_interruptions=True))
+    more = {"show_dots": longest <= 60, "allow_interruptions": True, "logarithmic": logarithmic}
+    chart = pygal.XY(**_options(len(series), unit, **more))
     chart.x_value_formatter = seconds_label
-    chart.y_labels = ticks(max(value or 0 for points in series.values() for _, value in points))
+    known = [value for points in series.values() for _, value in points if value is not None]
+    chart.y_labels = powers(min(known), max(known)) if logarithmic else ticks(max(known))
     chart.x_labels = time_ticks(max(t for points in series.values() for t, _ in points))
     for legend, points in series.items():
         chart.add(legend, thin(points))
@@ -126,25 +135,60 @@ def percentile_chart(
         return None
     import pygal
 
-    chart = pygal.Line(**_options(series, unit, show_dots=True, logarithmic=True))
+    chart = pygal.Line(**_options(len(series), unit, show_dots=True, logarithmic=True))
     chart.x_labels = list(labels)
     known = [value for values in drawable.values() for value in values if value is not None]
-    first, last = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
-    chart.y_labels = [10.0**power for power in range(first, max(last, first + 1) + 1)]
+    chart.y_labels = powers(min(known), max(known))
     for legend, values in drawable.items():
         chart.add(legend, values)
     return _svg(chart, name, title)
 
 
-def colour(legend: str, position: int) -> int:
-    """The N of --series-N for a line; position counts from 1."""
-    return _COLOUR_OF.get(legend, (position - 1) % 6 + 1)
+def spectrum_chart(
+    name: str, title: str, x_unit: str, y_unit: str, series: Mapping[str, Sequence[tuple[float, int]]]
+) -> Markup | None:
+    """How often what was measured: lines over values, both axes logarithmic.
+
+    :param series: legend -> (value, how often); what never happened is a gap.
+    :returns: None when there is nothing to draw.
+    """
+    known = [(value, count) for points in series.values() for value, count in points if count > 0 and value > 0]
+    if not known:
+        return None
+    import pygal
+
+    chart = pygal.XY(**_options(len(series), y_unit, show_dots=True, allow_interruptions=True, logarithmic=True))
+    # The drawing's own logarithmic x axis wants no label below 1: it is given powers instead.
+    chart.x_title = x_unit
+    chart.x_value_formatter = lambda power: number(float(f"{10**power:.3g}"))
+    chart.x_labels = [math.log10(one) for one in powers(min(known)[0], max(known)[0])]
+    chart.y_labels = powers(min(count for _, count in known), max(count for _, count in known))
+    for legend, points in series.items():
+        chart.add(
+            legend, [(math.log10(value), count if count > 0 else None) for value, count in points if value > 0]
+        )
+    return _svg(chart, name, title)
 
 
-def _options(legends: Iterable[str], unit: str, **more: Any) -> dict[str, Any]:
+def powers(lowest: float, highest: float) -> list[float]:
+    """Powers of ten for a logarithmic axis around two values above 0.
+
+    >>> powers(0.03, 7)
+    [0.01, 0.1, 1.0, 10.0]
+    """
+    first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+
+
+def colour(position: int) -> int:
+    """The N of --series-N for a chart's line; position counts from 1."""
+    return (position - 1) % COLOURS + 1
+
+
+def _options(lines: int, unit: str, **more: Any) -> dict[str, Any]:
     from pygal.style import Style
 
-    colours = tuple(f"var(--series-{colour(legend, place)})" for place, legend in enumerate(legends, 1))
+    colours = tuple(f"var(--series-{colour(place)})" for place in range(1, lines + 1))
     style = Style(
         background="transparent",
         plot_background="transparent",

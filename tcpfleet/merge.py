@@ -8,17 +8,19 @@ requested = verified + failed, and echoes sent = verified + mismatched + lost.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from payload import stress_threshold
-from payload.histogram import Histogram
+from payload.histogram import Histogram, worse_row
 from payload.stress_threshold import Threshold
 from tcpfleet import walls
 from tcpfleet.report_data import dig
 
 COUNTS = ("requested", "established", "verified", "failed")
 ECHOES = ("sent", "verified", "mismatched", "lost")
+MOST_LATENCIES = 1200
 MOST_POINTS = 2000  # timeline rows kept: a chart is about 1,000 pixels wide
 HISTOGRAMS = ("connect", "first", "service", "response")
 
@@ -125,6 +127,9 @@ def run_record(
         ],
         "hosts": host_rows(shares, results, targets, lost, observations),
         "timeline": timeline,
+        "latency_timeline": merge_latency_timelines(
+            [result.get("latency_timeline") or [] for result in results.values()]
+        ),
         "plan": {
             "clients": len(shares),
             "per_client": per_client,
@@ -242,6 +247,22 @@ def merge_timelines(timelines: Sequence[Sequence[Mapping[str, Any]]]) -> list[di
         if at >= end:
             break
     return merged
+
+
+def merge_latency_timelines(timelines: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The clients' latencies over time in steps of half a second or more.
+
+    Each value is that of the client that was worst in the step: percentiles cannot be merged, and what all clients
+    measured together has none that is higher.
+
+    :returns: rows {"t": end of the step, "connect": {"p50", "p99", "max", "count"} | None, "response": ...}.
+    """
+    rows = [row for timeline in timelines for row in timeline]
+    step = max(0.5, max((row["t"] for row in rows), default=0.0) / MOST_LATENCIES)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(math.ceil(row["t"] / step - 1e-9), []).append(dict(row))
+    return [worse_row(part) | {"t": round(number * step, 3)} for number, part in sorted(found.items())]
 
 
 def _step(rows: Sequence[Mapping[str, Any]]) -> float:

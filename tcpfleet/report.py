@@ -13,12 +13,13 @@ import re
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tcpfleet import report_data, report_hosts, report_render, report_run
+from tcpfleet import report_data, report_hosts, report_render, report_run, report_time
 from tcpfleet.errors import BadInput, LocatedError
-from tcpfleet.report_data import Observations, View, dig, rows_at
+from tcpfleet.report_data import Observations, View, dig
 
 SCHEMA = "tcpfleet.report/1"
 RUN_SCHEMA = "tcpfleet.run/1"
@@ -113,6 +114,39 @@ def load_observations(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def load_samples(run_dir: Path) -> dict[str, Any]:
+    """What samples/HOST.json hold, host -> content; of a damaged file the reason."""
+    found: dict[str, Any] = {}
+    for path in sorted((run_dir / "samples").glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object")
+            found[str(content.get("host") or path.stem)] = content
+        except (OSError, ValueError) as error:
+            found[path.stem] = {"unavailable": {"samples": f"{path.name} is damaged: {error}"}}
+    return found
+
+
+def save_tuning(folder: Path, host: str, table: Mapping[str, Any]) -> Path:
+    """Keeps what a tuning did to a host, for the reports of the runs that follow: FOLDER/tuning/HOST.json."""
+    path = folder / "tuning" / f"{safe_name(host)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, json.dumps({**table, "host": host}, indent=1) + "\n")
+
+
+def load_tuning(folder: Path) -> dict[str, Any]:
+    """What `save_tuning` kept, host -> table; a damaged file is left out: it says nothing of the run."""
+    found = {}
+    for path in sorted((folder / "tuning").glob("*.json")):
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found[str(dig(table, "host") or path.stem)] = table
+    return found
+
+
 def load_refused_plan(run_dir: Path) -> dict[str, Any] | None:
     """plan.json of a folder whose plan was refused; None when it was not, or when it cannot be read."""
     try:
@@ -122,46 +156,83 @@ def load_refused_plan(run_dir: Path) -> dict[str, Any] | None:
     return plan if isinstance(plan, dict) and plan.get("refused") else None
 
 
-def build(
-    run: Mapping[str, Any] | None,
-    observations: Observations,
-    raw_files: Sequence[str],
-    refused: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Everything a report says.
+@dataclass(frozen=True)
+class Kept:
+    """What a run's folder holds.
 
-    :param run: run.json as read, or None when there was no run.
-    :param observations: phase -> host -> saved outcome.
-    :param raw_files: paths relative to the run's folder.
-    :param refused: plan.json, when the plan was refused.
-    :returns: report.json's content; docs are the keys below and in the functions they come from.
+    :ivar run: run.json as read, or None when there was no run.
+    :ivar observations: phase -> host -> saved outcome.
+    :ivar samples: host -> what was seen of it during the run.
+    :ivar tuned: host -> what the last tuning before the run did to it.
+    :ivar refused: plan.json, when the plan was refused.
+    :ivar raw_files: paths relative to the folder.
     """
-    view = View(run or refused, observations)
+
+    run: Mapping[str, Any] | None
+    observations: Observations
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, Any] | None = None
+    raw_files: Sequence[str] = ()
+
+
+def build(kept: Kept) -> dict[str, Any]:
+    """Everything a report says: report.json's content (docs/schema/report.schema.json).
+
+    What each key holds is told by the function it comes from.
+    """
+    run, refused = kept.run, kept.refused
+    view = View(run or refused, kept.observations)
     return {
         "schema": SCHEMA,
         "run_id": dig(run or refused, "run_id"),
         "verdict": report_run.verdict(run, view, dig(refused, "refused")),
         "run": run,
+        "command": dig(run or refused, "command"),
+        "facts": report_run.facts(run or refused),
         "plan": report_run.plan_rows(run),
+        "thresholds": report_run.thresholds(run),
+        "warnings": report_run.warnings(run),
         "hosts": view.host_rows(),
         "gaps": view.gaps(),
         "shared": view.shared(),
         "latency": report_run.latency_rows(run),
+        "spectra": report_run.spectra(run),
         "timeline": report_run.timeline(run),
-        "errors": rows_at(run, "errors"),
+        "latency_timeline": report_run.latency_timeline(run),
+        "over_time": report_time.charts(view, kept.samples),
+        "errors": report_run.errors(run),
         "states": report_hosts.state_table(view),
         "listeners": report_hosts.listener_rows(view),
         "server": report_hosts.server_rows(view),
+        "balance": report_hosts.server_balance(view) + report_run.balance(run),
         "memory": report_hosts.memory_rows(view),
         "counters": report_hosts.counter_rows(view),
         "machines": report_hosts.machine_rows(view),
         "ss": report_hosts.ss_text(view),
+        "tuning": report_hosts.tuning_table(view, kept.tuned),
         "sysctls": report_hosts.sysctl_table(view),
         "logs": report_hosts.log_rows(view),
         "kernel_log": report_hosts.kernel_log_rows(view),
-        "unavailable": report_hosts.unavailable_rows(view),
-        "raw_files": list(raw_files),
+        "unavailable": report_hosts.unavailable_rows(view) + report_time.gaps(view, kept.samples),
+        "raw_files": list(kept.raw_files),
     }
+
+
+def load(run_dir: Path) -> Kept:
+    """A run's folder, any part of which may be absent.
+
+    :raises BadInput: when run.json is damaged (LocatedError) or of another schema.
+    """
+    run = load_run(run_dir)
+    return Kept(
+        run,
+        load_observations(run_dir),
+        load_samples(run_dir),
+        load_tuning(run_dir),
+        None if run else load_refused_plan(run_dir),
+        sorted(str(path.relative_to(run_dir)) for path in (run_dir / "raw").rglob("*") if path.is_file()),
+    )
 
 
 def write_reports(run_dir: Path) -> list[Path]:
@@ -171,15 +242,13 @@ def write_reports(run_dir: Path) -> list[Path]:
     :returns: the three paths, html first.
     :raises BadInput: when run.json is damaged (LocatedError) or of another schema; nothing is written then.
     """
-    run = load_run(run_dir)
-    raw_files = sorted(str(path.relative_to(run_dir)) for path in (run_dir / "raw").rglob("*") if path.is_file())
-    observations = load_observations(run_dir)
-    report = build(run, observations, raw_files, None if run else load_refused_plan(run_dir))
-    report["unavailable"] += _raw_problems(run_dir, raw_files, observations)
+    kept = load(run_dir)
+    report = build(kept)
+    report["unavailable"] += _raw_problems(run_dir, kept.raw_files, kept.observations)
     texts = {
         "report.html": report_render.render_html(report),
         "report.md": report_render.render_markdown(report),
-        "report.json": json.dumps(report, indent=1) + "\n",
+        "report.json": json.dumps(report) + "\n",
     }
     return [write_text(run_dir / name, text) for name, text in texts.items()]
 

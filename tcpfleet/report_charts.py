@@ -1,8 +1,8 @@
-"""Which charts a page has, and what is drawn in them."""
+"""Which charts a page has, and what is drawn in them: titles, units and lines for `charts`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -11,7 +11,17 @@ from tcpfleet import charts
 from tcpfleet.report_data import PERCENTILES, number_at
 from tcpfleet.report_run import timeline
 
-Drawn = dict[str, Markup | None]
+Speak = Callable[..., str]
+
+
+class Drawn(NamedTuple):
+    """One chart.
+
+    :ivar lines: names of its lines, in the order of their colours.
+    """
+
+    svg: Markup
+    lines: list[str]
 
 
 class Pair(NamedTuple):
@@ -21,61 +31,111 @@ class Pair(NamedTuple):
     b: Mapping[str, Any] | None
 
 
-def of_report(report: Mapping[str, Any]) -> Drawn:
-    """The charts of report.html by name; None where there is nothing to draw."""
-    rows = report["timeline"]
+# chart of report_time -> title
+OVER_TIME = {
+    "cpu": "CPU over time",
+    "memory": "Free memory over time",
+    "tcp_memory": "Memory of TCP buffers over time",
+    "files": "Open files over time",
+    "server_connections": "Connections the server counts, over time",
+    "server_cpu": "CPU of the server over time",
+    "server_memory": "Memory of the server over time",
+    "states_server": "TCP states over time, server side",
+    "states_client": "TCP states over time, client side",
+    "counters": "Kernel counters over time",
+}
 
-    def points(name: str) -> list[charts.Point]:
-        return [(row["t"], row[name]) for row in rows]
 
-    kinds = report["latency"]
-    return {
-        "connections": charts.time_chart(
+def of_report(report: Mapping[str, Any], speak: Speak) -> dict[str, Drawn]:
+    """The charts of report.html by name; those without anything to draw are left out.
+
+    :param speak: says an English text in the page's language.
+    """
+    rows, late = report["timeline"], report["latency_timeline"]
+    found = [
+        _over_time(
             "connections",
-            "Connections over time",
-            "connections",
-            {name: points(name) for name in ("established", "failed", "open")},
+            speak("Connections over time"),
+            speak("connections"),
+            {speak(name): [(row["t"], row[name]) for row in rows] for name in ("open", "established", "failed")},
         ),
-        "connects": charts.time_chart(
-            "connects", "Connects per second", "connects/s", {"connects/s": points("connects_per_second")}
+        _over_time(
+            "connects",
+            speak("Connects per second"),
+            speak("connects/s"),
+            {speak("connects/s"): [(row["t"], row["connects_per_second"]) for row in rows]},
         ),
-        "echoes": charts.time_chart(
-            "echoes", "Echoes per second", "echoes/s", {"echoes/s": points("echoes_per_second")}
+        _over_time(
+            "echoes",
+            speak("Echoes per second"),
+            speak("echoes/s"),
+            {speak("echoes/s"): [(row["t"], row["echoes_per_second"]) for row in rows]},
         ),
-        "latency": charts.percentile_chart(
+        _percentiles(
             "latency",
-            "Latency by percentile",
-            "ms, log scale",
-            PERCENTILES,
-            {row["kind"]: [number_at(row, name) for name in PERCENTILES] for row in kinds},
+            speak("Latency by percentile"),
+            speak("ms, log scale"),
+            {speak(row["kind"]): row for row in report["latency"]},
         ),
-    }
+        _spectra(report, speak),
+    ]
+    for kind, title in (("connect", "Connect latency over time"), ("response", "Response latency over time")):
+        lines = {
+            name: [(row["t"], number_at(row, kind, name)) for row in late if row[kind]]
+            for name in ("p50", "p99", "max")
+        }
+        found.append(_over_time(f"{kind}_time", speak(title), speak("ms, log scale"), lines, logarithmic=True))
+    for name, title in OVER_TIME.items():
+        chart = report["over_time"].get(name)
+        if chart:
+            lines = {speak(line["name"]): line["points"] for line in chart["lines"]}
+            found.append(_over_time(name, speak(title), speak(chart["unit"]), lines))
+    return {name: drawn for name, drawn in found if drawn is not None}
 
 
-def of_pair(pair: Pair) -> Drawn:
+def of_pair(pair: Pair, speak: Speak) -> dict[str, Drawn]:
     """The charts of compare.html: the same figure of both runs in one drawing."""
     rows = {name: timeline(run) for name, run in zip("AB", pair, strict=True)}
-
-    def over_time(name: str, title: str, unit: str, key: str) -> Markup | None:
-        points = {side: [(row["t"], row[key]) for row in mine] for side, mine in rows.items() if mine}
-        return charts.time_chart(name, title, unit, points)
-
-    latencies = {
-        f"{kind}-{side}": [number_at(run, "latency_ms", kind, name) for name in PERCENTILES]
-        for kind in ("connect", "response")
-        for side, run in zip("AB", pair, strict=True)
-    }
-    return {
-        "open": over_time("open", "Open connections over time", "connections", "open"),
-        "connects": over_time("connects", "Connects per second", "connects/s", "connects_per_second"),
-        "echoes": over_time("echoes", "Echoes per second", "echoes/s", "echoes_per_second"),
-    } | {
-        kind: charts.percentile_chart(
-            kind,
-            f"Latency by percentile: {kind}",
-            "ms, log scale",
-            PERCENTILES,
-            {side: latencies[f"{kind}-{side}"] for side in "AB"},
+    found = [
+        _over_time(
+            name,
+            speak(title),
+            speak(unit),
+            {side: [(row["t"], row[key]) for row in mine] for side, mine in rows.items() if mine},
         )
-        for kind in ("connect", "response")
-    }
+        for name, title, unit, key in (
+            ("open", "Open connections over time", "connections", "open"),
+            ("connects", "Connects per second", "connects/s", "connects_per_second"),
+            ("echoes", "Echoes per second", "echoes/s", "echoes_per_second"),
+        )
+    ]
+    for kind, title in (
+        ("connect", "Connect latency by percentile (ms)"),
+        ("response", "Response latency by percentile (ms)"),
+    ):
+        lines = {side: (run or {}).get("latency_ms", {}) for side, run in zip("AB", pair, strict=True)}
+        values = {side: row.get(kind) for side, row in lines.items() if isinstance(row, Mapping)}
+        found.append(_percentiles(kind, speak(title), speak("ms, log scale"), values))
+    return {name: drawn for name, drawn in found if drawn is not None}
+
+
+def _over_time(
+    name: str, title: str, unit: str, lines: Mapping[str, Sequence[charts.Point]], *, logarithmic: bool = False
+) -> tuple[str, Drawn | None]:
+    svg = charts.time_chart(name, title, unit, lines, logarithmic=logarithmic)
+    return name, Drawn(svg, list(lines)) if svg else None
+
+
+def _percentiles(name: str, title: str, unit: str, rows: Mapping[str, Any]) -> tuple[str, Drawn | None]:
+    lines = {legend: [number_at(row, one) for one in PERCENTILES] for legend, row in rows.items()}
+    labels = ["p50", "p90", "p99", "p99.9", "max"]
+    svg = charts.percentile_chart(name, title, unit, labels, lines)
+    return name, Drawn(svg, list(lines)) if svg else None
+
+
+def _spectra(report: Mapping[str, Any], speak: Speak) -> tuple[str, Drawn | None]:
+    lines = {speak(kind): bins for kind, bins in report["spectra"].items()}
+    svg = charts.spectrum_chart(
+        "spectrum", speak("Latency spectrum"), speak("ms, log scale"), speak("measurements, log scale"), lines
+    )
+    return "spectrum", Drawn(svg, list(lines)) if svg else None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tcpfleet.report_data import SIDES, View, dig, number_at, rows_at, why_missing
+from tcpfleet.report_run import spread
 from tcpfleet.report_words import COUNTERS, GAUGES, STATES
 from tcpfleet.said import said
 
@@ -331,6 +332,84 @@ def sysctl_table(view: View) -> dict[str, Any]:
         row = [column["values"].get(key, "[not read]") for column in columns]
         rows.append({"key": key, "values": row, "differ": len(set(row)) > 1})
     return {"columns": [{k: v for k, v in c.items() if k != "values"} for c in columns], "rows": rows}
+
+
+CHANGED_SINCE, IN_FORCE, NOT_IN_FORCE = "changed since", "in force", "not in force"
+
+
+def tuning_table(view: View, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What tuning asked for and what became of it; hosts with equal rows share one.
+
+    :param tuned: host -> what the last `inv tune` before the run said of it (tcpfleet.tune.HostTuning as JSON);
+        of other hosts what the files of sysctl.d ask is compared with what is in force.
+    :returns: ``[{"hosts", "key", "before", "asked", "after", "status", "note"}]``. before: found by the tuning,
+        None when it is not known; after: in force under load, None when it was not read. status: as `inv tune`
+        says it, or CHANGED_SINCE; without it IN_FORCE or NOT_IN_FORCE. Those that are as asked come last.
+    """
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for host in view.hosts:
+        best = view.best(host)
+        seen = best[1] if best else None
+        asked = dig(seen, "sysctls_asked")
+        listed = {} if why_missing(asked) or not isinstance(asked, Mapping) else dict(asked)
+        for row in rows_at(tuned.get(host), "keys"):
+            key, status = str(row.get("key")), str(row.get("status"))
+            listed.pop(key, None)
+            after = _in_force(seen, key)
+            read_back = row.get("in_force")
+            if after is not None and read_back is not None and _tidy(after) != _tidy(read_back):
+                status = CHANGED_SINCE
+            texts = [None if value is None else _tidy(value) for value in (row.get("before"), row.get("asked"))]
+            found.setdefault((key, *texts, after, status, str(row.get("note") or "")), []).append(host)
+        for key, said_there in listed.items():
+            value, after = dig(said_there, "value"), _in_force(seen, str(key))
+            if value is None or after is None:
+                continue
+            status = IN_FORCE if _tidy(value) == _tidy(after) else NOT_IN_FORCE
+            note = f"{dig(said_there, 'file')}:{dig(said_there, 'line')}"
+            found.setdefault((str(key), None, _tidy(value), after, status, note), []).append(host)
+    rows = [
+        dict(zip(("key", "before", "asked", "after", "status", "note"), row, strict=True)) | {"hosts": hosts}
+        for row, hosts in found.items()
+    ]
+    fine = (IN_FORCE, "applied", "already", "already (higher)")
+    return sorted(rows, key=lambda row: (row["status"] in fine, row["key"]))
+
+
+def _in_force(observation: Any, key: str) -> str | None:
+    sysctls = dig(observation, "sysctls")
+    value = sysctls.get(key) if isinstance(sysctls, Mapping) else None
+    return _tidy(value) if isinstance(value, (str, int)) else None
+
+
+def _tidy(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def server_balance(view: View) -> list[dict[str, Any]]:
+    """How evenly each server's workers were loaded at the peak, as `report_run.balance` has it: connections by the
+    server's own word, else descriptors of its processes."""
+    found = []
+    for host in view.hosts:
+        seen = view.get("peak", host) or view.get("present", host)
+        rows = rows_at(seen, "server_status", "workers")
+        key = "connections" if rows else "fds"
+        # Without its own word the first process is taken for the supervisor, which holds no connection.
+        rows = rows or rows_at(seen, "server", "processes")[1:]
+        workers = [
+            {
+                "name": str(row.get("pid")),
+                "connections": number_at(row, key),
+                "cpu_seconds": None,
+                "longest_turn_ms": None,
+                "failed": None,
+                "died": None,
+            }
+            for row in rows
+        ]
+        if workers:
+            found.append({"host": host, "side": "server"} | spread(workers, "connections"))
+    return found
 
 
 def log_rows(view: View) -> list[dict[str, Any]]:

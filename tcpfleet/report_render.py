@@ -7,7 +7,7 @@ page and in Markdown, and control characters are shown instead of sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,11 @@ from tcpfleet.said import said, translate
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+LANGUAGES: dict[str, Mapping[str, str]] = {"en": {}, "zh": {}}
+"""Language -> English text -> its word."""
+
+MOST_NAMES = 8  # of hosts in one cell
+PHASE_WORDS = {"before": "before", "peak": "at the peak", "after": "after", "present": "now"}
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 # Control characters (a terminal's escape sequences in a log line) are shown, not sent to whoever reads the file;
@@ -27,39 +32,45 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#])")
 
 
-def render_html(report: Mapping[str, Any]) -> str:
-    """The page of a report: one file, no script, nothing loaded."""
-    return _page().get_template("report.html.j2").render(report=report, charts=report_charts.of_report(report))
+def render_html(report: Mapping[str, Any], language: str = "en") -> str:
+    """The page of a report: one file, no script, nothing loaded.
+
+    :param language: of LANGUAGES.
+    """
+    page = _page(language)
+    drawn = report_charts.of_report(report, _speaker(LANGUAGES[language]))
+    return page.get_template("report.html.j2").render(report=report, charts=drawn)
 
 
-def render_markdown(report: Mapping[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any], language: str = "en") -> str:
     """The report for tickets and pull requests: tables, no images."""
-    return _tidy(_text().get_template("report.md.j2").render(report=report))
+    return _tidy(_text(language).get_template("report.md.j2").render(report=report))
 
 
-def render_compare_html(compared: Mapping[str, Any], pair: report_charts.Pair) -> str:
+def render_compare_html(compared: Mapping[str, Any], pair: report_charts.Pair, language: str = "en") -> str:
     """The page of a comparison.
 
     :param pair: one run of each side, for the charts.
     """
-    drawn = report_charts.of_pair(pair)
-    return _page().get_template("compare.html.j2").render(compared=compared, charts=drawn)
+    page = _page(language)
+    drawn = report_charts.of_pair(pair, _speaker(LANGUAGES[language]))
+    return page.get_template("compare.html.j2").render(compared=compared, charts=drawn)
 
 
-def render_compare_markdown(compared: Mapping[str, Any]) -> str:
+def render_compare_markdown(compared: Mapping[str, Any], language: str = "en") -> str:
     """The comparison as tables."""
-    return _tidy(_text().get_template("compare.md.j2").render(compared=compared))
+    return _tidy(_text(language).get_template("compare.md.j2").render(compared=compared))
 
 
-def _page() -> Environment:
-    environment = _environment(autoescape=True)
+def _page(language: str) -> Environment:
+    environment = _environment(language, autoescape=True)
     environment.filters["num"] = _html_number
     environment.globals["colour"] = charts.colour
     return environment
 
 
-def _text() -> Environment:
-    environment = _environment(autoescape=False)
+def _text(language: str) -> Environment:
+    environment = _environment(language, autoescape=False)
     environment.finalize = _markdown
     environment.filters["num"] = lambda value: _number(value)
     environment.filters["fence"] = _fence
@@ -71,7 +82,7 @@ def _tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _environment(autoescape: bool) -> Environment:
+def _environment(language: str, *, autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -83,14 +94,20 @@ def _environment(autoescape: bool) -> Environment:
     )
     environment.filters["mib"] = lambda value: value / 2**20 if isinstance(value, (int, float)) else value
     environment.filters["shown"] = shown
-    environment.globals["_"] = _speaker({})
-    environment.globals["phases"] = {
-        "before": "before",
-        "peak": "at the peak",
-        "after": "after",
-        "present": "now",
-    }
+    speak = _speaker(LANGUAGES[language])
+    environment.globals["_"] = speak
+    environment.globals["hosts"] = lambda names: _hosts(names, speak)
+    environment.globals["language"] = language
+    environment.globals["phases"] = {name: speak(words) for name, words in PHASE_WORDS.items()}
     return environment
+
+
+def _hosts(names: Sequence[Any], speak: Callable[..., str]) -> str:
+    """Names of hosts, of many the first ones."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(map(str, names))
+    first = ", ".join(map(str, names[: MOST_NAMES - 2]))
+    return speak("{names} and {n} more", names=first, n=len(names) - MOST_NAMES + 2)
 
 
 def _speaker(table: Mapping[str, str]) -> Callable[..., str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from payload import histogram
 from tcpfleet.charts import number
 from tcpfleet.report_data import PERCENTILES, View, dig, number_at, rows_at
 from tcpfleet.said import Said, said
@@ -112,6 +114,166 @@ def latency_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         if isinstance(values, Mapping):
             rows.append({"kind": kind, **{name: values.get(name) for name in (*PERCENTILES, "count")}})
     return rows
+
+
+def thresholds(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The conditions of --fail-if: ``[{"text", "value": measured or None, "unit", "failed"}]``."""
+    return [
+        {
+            "text": str(row.get("text")),
+            "value": number_at(row, "value"),
+            "unit": _threshold_unit(str(row.get("text"))),
+            "failed": bool(row.get("failed")),
+        }
+        for row in rows_at(run, "thresholds")
+    ]
+
+
+def _threshold_unit(text: str) -> str:
+    name = text.split("<")[0].split(">")[0].strip()
+    endings = {"_ms": "ms", "_percent": "%", "_per_second": "/s", "_seconds": "s"}
+    return next((unit for ending, unit in endings.items() if name.endswith(ending)), "")
+
+
+def facts(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The run card: ``[{"name", "value", "unit"}]`` of what is known."""
+    plan = dig(run, "plan") or run  # plan.json has the same keys
+    found = [
+        ("started", dig(run, "started"), ""),
+        ("ended", dig(run, "ended"), ""),
+        ("ramp", number_at(run, "seconds", "ramp"), "s"),
+        ("hold", number_at(run, "seconds", "hold"), "s"),
+        ("stress clients", number_at(plan, "clients"), ""),
+        ("connections of each client", number_at(plan, "per_client"), ""),
+        ("target", dig(plan, "target"), ""),
+        ("mode", dig(plan, "options", "mode"), ""),
+        ("tcpfleet", dig(run, "version"), ""),
+    ]
+    return [{"name": name, "value": value, "unit": unit} for name, value, unit in found if value is not None]
+
+
+def warnings(run: Mapping[str, Any] | None) -> list[str]:
+    """What the clients say about their own part in the figures."""
+    found = dig(run, "warnings")
+    return [str(one) for one in found] if isinstance(found, list) else []
+
+
+BINS = 10  # per factor of 10: what can be told apart on a page
+
+
+def spectra(run: Mapping[str, Any] | None) -> dict[str, list[tuple[float, int]]]:
+    """How many measurements took how long, from the merged histograms of run.json.
+
+    :returns: kind of latency -> (upper end of the bin in ms, measurements in it), every bin between the first and
+        the last that hold any. Where nothing was sent after the ramp, service is of the first echoes, as in the
+        table of percentiles, and response, the same figures again, is left out.
+    """
+    found = {}
+    steady = bool(_buckets(run, "service"))
+    names = {"connect": "connect", "service": "service" if steady else "first"}
+    if steady:
+        names["response"] = "response"
+    for kind, name in names.items():
+        bins: dict[int, int] = {}
+        for index, count in _buckets(run, name):
+            milliseconds = max(histogram.middle(index), 1) / 1000
+            place = math.floor(math.log10(milliseconds) * BINS)
+            bins[place] = bins.get(place, 0) + count
+        if bins:
+            found[kind] = [
+                (float(f"{10 ** ((place + 1) / BINS):.4g}"), bins.get(place, 0))
+                for place in range(min(bins), max(bins) + 1)
+            ]
+    return found
+
+
+def _buckets(run: Mapping[str, Any] | None, name: str) -> list[tuple[int, int]]:
+    """The buckets of one of run.json's histograms: (index, count); empty when it is not in our scheme."""
+    data = dig(run, "histograms", name)
+    buckets = dig(data, "buckets")
+    if dig(data, "scheme") != histogram.SCHEME or not isinstance(buckets, list):
+        return []
+    pairs = [pair for pair in buckets if isinstance(pair, list) and len(pair) == 2]
+    return [
+        (index, count)
+        for index, count in pairs
+        if isinstance(index, int) and isinstance(count, int) and 0 <= index < histogram.SIZE and count > 0
+    ]
+
+
+def latency_timeline(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Latencies over time, of the client that was worst at the time: ``[{"t", "connect": {"p50", "p99", "max":
+    ms} | None, "response"}]``."""
+    found = []
+    for row in rows_at(run, "latency_timeline"):
+        if number_at(row, "t") is None:
+            continue
+        point: dict[str, Any] = {"t": row["t"]}
+        for kind in ("connect", "response"):
+            values = {name: number_at(row, kind, name) for name in ("p50", "p99", "max")}
+            point[kind] = values if any(value is not None for value in values.values()) else None
+        found.append(point)
+    return found
+
+
+def errors(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Errors by phase and errno, most frequent first: ``[{"phase", "errno", "count", "first", "last", "sample",
+    "hosts": [{"host", "count"}]}]``, the hosts with most first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows_at(run, "errors"):
+        key = (str(row.get("phase")), str(row.get("errno")))
+        known = found.setdefault(
+            key, {"phase": key[0], "errno": key[1], "count": 0, "first": None, "last": None, "hosts": []}
+        )
+        count = number_at(row, "count") or 0
+        known["count"] += count
+        known.setdefault("sample", row.get("sample"))
+        known["hosts"].append({"host": str(row.get("host")), "count": count})
+        for name, pick in (("first", min), ("last", max)):
+            value = row.get(name)
+            if isinstance(value, str):
+                known[name] = value if known[name] is None else pick(known[name], value)
+    for row in found.values():
+        row["hosts"].sort(key=lambda one: -one["count"])
+    return sorted(found.values(), key=lambda row: -row["count"])
+
+
+def balance(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """How evenly the stress clients' workers were loaded, host by host.
+
+    :returns: ``[{"host", "side": "client", "workers": [{"name", "connections", "cpu_seconds", "longest_turn_ms",
+        "failed", "died"}], "by": "cpu_seconds", "mean", "busiest", "ratio": busiest against mean}]``.
+    """
+    found = []
+    for host in rows_at(run, "hosts"):
+        workers = [
+            {
+                "name": f"{row.get('client')}/{row.get('index')}",
+                "connections": number_at(row, "connections"),
+                "cpu_seconds": number_at(row, "cpu_seconds"),
+                "longest_turn_ms": number_at(row, "longest_turn_ms"),
+                "failed": number_at(row, "failed"),
+                "died": str(row["died"]) if row.get("died") else None,
+            }
+            for row in rows_at(host, "workers")
+        ]
+        if workers:
+            found.append({"host": str(host.get("name")), "side": "client"} | spread(workers, "cpu_seconds"))
+    return found
+
+
+def spread(workers: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Busiest worker against the mean, by `key`: ``{"workers", "by", "mean", "busiest", "ratio"}``."""
+    values = [row[key] for row in workers if row[key] is not None]
+    mean = sum(values) / len(values) if values else None
+    busiest = max(values, default=None)
+    return {
+        "workers": workers,
+        "by": key,
+        "mean": None if mean is None else round(mean, 3),
+        "busiest": busiest,
+        "ratio": round(busiest / mean, 2) if mean and busiest is not None else None,
+    }
 
 
 TIMELINE = ("open", "established", "failed", "connects_per_second", "echoes_per_second")

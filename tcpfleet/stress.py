@@ -374,6 +374,10 @@ class Run:
         for phase, hosts in self.observed.items():
             for name, outcome in hosts.items():
                 report.save_observation(folder, phase, name, outcome)
+        names = {host.name for host in self.all_hosts}
+        for name, table in report.load_tuning(runs.REPORTS).items():
+            if name in names:
+                report.save_tuning(folder, name, table)
         return folder
 
     def _ramp(self, session: Session, progress: Progress) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcpfleet import plays, rollback
+from tcpfleet import plays, rollback, runs
+from tcpfleet import report as report_files
 from tcpfleet import tune as tuning
 from tcpfleet import tune_status as drift
 from tcpfleet.cli import Answer, Options
@@ -60,6 +61,9 @@ def tune(
     rollback.say_by_hand(options, recap)  # before the tables: what went wrong comes last
     options.say("")
     options.say(tuning.render(tables).rstrip("\n"))
+    if not options.check:
+        for name, table in tables.items():
+            report_files.save_tuning(runs.REPORTS, name, table.to_json())
     if target is not None:
         target.write_text(tuning.render_markdown(tables, f"Tuning, run {recap.run}"), encoding="utf-8")
         options.say(f"\nreport: {target}")

@@ -6,12 +6,17 @@ The observations start from one that a real host gave (this one, without its ser
 import copy
 import json
 import math
+import random
 from pathlib import Path
 
-from tcpfleet.report import save_observation
+from payload.histogram import Histogram
+from tcpfleet.report import safe_name, save_observation, save_tuning
 from tcpfleet.report_words import STATES
 
 MARKUP = "<b onclick=alert(1)>\"x\" & 'y' $(id) `id` |</b><script>alert(2)</script>\x1b[31m"
+WARNING = (
+    "c1, client 0: 12 connects took 1 s or more, a SYN retransmission: a full accept queue, or lost packets"
+)
 SS = """Total: 200203
 TCP:   200003 (estab 200000, closed 0, orphaned 0, timewait 0)
 
@@ -127,6 +132,70 @@ def timeline(seconds, total, step=1.0):
     return rows
 
 
+def series(host, side, seconds, peak, interval=1.0, sparse=1, **more):
+    """samples/HOST.json: a host while a run ramps for a third of its time, holds, and closes."""
+    rows = []
+    for index in range(int(seconds / interval) + 1):
+        t = round(index * interval, 3)
+        share = min(1.0, t / max(seconds / 3, interval)) if t < seconds * 0.95 else 0.1
+        count = int(peak * share)
+        row = {
+            "t": t,
+            "cpu_busy": round(0.1 + 0.8 * share * (1 + 0.1 * math.sin(index)), 3),
+            "mem_available": 22 * 2**30 - count * 6300,
+            "tcp_mem": count * 12,
+            "files": count * 2 + 1500,
+            "tcp_inuse": count + 3,
+            "tcp_tw": 0,
+            "tcp_orphan": 0,
+            "counters": {"TCPSynRetrans": 3} if index % 7 == 3 else {},
+        }
+        if side == "server":
+            row |= {"server_rss": 40 * 2**20 + count * 90, "server_connections": count, "server_cpu": share * 1.5}
+        if index % sparse == 0:
+            row["states"] = {one: {} for one in ("server", "client")}
+            row["states"][side] = {"ESTAB": count, "SYN-RECV": int(count * 0.01)} | (
+                {"LISTEN": 1} if side == "server" else {}
+            )
+        rows.append(row)
+    found = {"schema": "tcpfleet.samples/1", "host": host, "interval_seconds": interval, "rows": rows}
+    return found | {"unavailable": {"slabs": "EACCES: Permission denied"}} | more
+
+
+def histogram(seed, count):
+    """A histogram as run.json has it, of two humps."""
+    dice, found = random.Random(seed), Histogram()
+    for _ in range(2000):
+        found.record(int(dice.lognormvariate(6.5, 0.6)), count // 2000)
+    for _ in range(20):
+        found.record(int(dice.lognormvariate(11, 0.3)))
+    return found.to_dict()
+
+
+def latencies(seconds, step=0.5):
+    """latency_timeline of run.json."""
+    rows = []
+    for index in range(1, int(seconds / step) + 1):
+        slow = 1 + 2 * math.sin(index / 5) ** 2
+        point = {"p50": 0.4 * slow, "p99": 7 * slow, "max": 60 * slow, "count": 900}
+        rows.append(
+            {"t": index * step, "connect": point if index * step < seconds / 3 else None, "response": point}
+        )
+    return rows
+
+
+def tuned(host):
+    """tuning/HOST.json: what `inv tune` said of a host."""
+    keys = [
+        ("net.core.somaxconn", "applied", "65535", "65535", "4096", ""),
+        ("net.ipv4.ip_local_port_range", "already", "1025 65000", "1025 65000", "1025 65000", ""),
+        ("net.core.rmem_max", "read-only", "16777216", None, None, "belongs to the machine outside"),
+        ("net.ipv4.tcp_fin_timeout", "refused", "15", "60", "60", "EPERM"),
+    ]
+    names = ("key", "status", "asked", "in_force", "before", "note")
+    return {"host": host, "keys": [dict(zip(names, key, strict=True)) for key in keys]}
+
+
 def run(verdict="pass", total=200000, failed=0, seconds=60, **more):
     """A run.json."""
     good = total - failed
@@ -148,6 +217,23 @@ def run(verdict="pass", total=200000, failed=0, seconds=60, **more):
         "errors": [],
         "wall": None,
         "hosts": ["s1", "c1", "c2"],
+        "version": "0.1.0",
+        "ended": "2026-01-31T12:01:03.500+00:00",
+        "seconds": {"ramp": seconds / 3, "hold": seconds * 2 / 3},
+        "warnings": [
+            "c1, client 0: 12 connects took 1 s or more, a SYN retransmission: a full accept queue, or lost packets"
+        ],
+        "thresholds": [
+            {"text": "p99_response_ms > 50", "value": 11.0, "failed": False},
+            {"text": "failed_percent >= 1%", "value": 100 * failed / total, "failed": 100 * failed / total >= 1},
+        ],
+        "histograms": {
+            "connect": histogram(1, good),
+            "first": histogram(2, good),
+            "service": histogram(3, good * 5),
+            "response": histogram(4, good * 5),
+        },
+        "latency_timeline": latencies(seconds, 0.5 if seconds <= 600 else seconds / 1200),
         "timeline": timeline(seconds, good, 0.2 if seconds < 10 else 1.0),
         "plan": {
             "clients": 4,
@@ -168,6 +254,22 @@ def run(verdict="pass", total=200000, failed=0, seconds=60, **more):
     return found
 
 
+def host_row(host, index, total):
+    """A host of run.json; all but the first have the workers of one client."""
+    workers = [
+        {"client": index - 1, "index": number, "pid": 100 + number, "connections": total // 40}
+        | {
+            "established": total // 40,
+            "failed": 0,
+            "cpu_seconds": 1.5 + number,
+            "longest_turn_ms": 3.25,
+            "died": None,
+        }
+        for number in range(3 if index else 0)
+    ]
+    return {"name": host, "roles": ["client" if index else "server"], "workers": workers, "lost": None}
+
+
 def fill(folder, record=None, hosts=("s1", "c1", "c2"), total=200000, drops=0, dead=(), one_machine=True):
     """Write a run's folder.
 
@@ -178,8 +280,17 @@ def fill(folder, record=None, hosts=("s1", "c1", "c2"), total=200000, drops=0, d
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if record is not None:
-        record = dict(record, hosts=list(hosts))
+        rows = record.get("timeline")
+        seconds = rows[-1]["t"] if isinstance(rows, list) and rows and isinstance(rows[-1], dict) else 5
+        record = dict(record, hosts=[host_row(host, index, total) for index, host in enumerate(hosts)])
         (folder / "run.json").write_text(json.dumps(record))
+        (folder / "samples").mkdir(exist_ok=True)
+        for index, host in enumerate(hosts):
+            side, share = ("client", total // max(1, len(hosts) - 1)) if index else ("server", total)
+            lasts = seconds / 2 if host in dead else seconds
+            content = series(host, side, lasts, share, max(1.0, seconds / 1200), 1 if seconds < 600 else 20)
+            (folder / "samples" / f"{safe_name(host)}.json").write_text(json.dumps(content))
+        save_tuning(folder, hosts[0], tuned(hosts[0]))
     clients = max(1, len(hosts) - 1)
     for phase in ("before", "peak", "after", "present") if record is not None else ("present",):
         for index, host in enumerate(hosts):

@@ -197,3 +197,15 @@ def test_timelines_of_different_steps_lie_over_each_other() -> None:
     assert all(later["established"] >= earlier["established"] for earlier, later in pairwise(rows))
     assert sum(row["connects_per_second"] * 0.2 for row in rows) == pytest.approx(200, rel=0.1)
     assert merge.merge_timelines([]) == []
+
+
+def test_latencies_over_time_are_those_of_the_worst_client() -> None:
+    def row(t: float, p99: float, count: int = 1) -> dict:
+        return {"t": t, "connect": None, "response": {"p50": 1.0, "p99": p99, "max": 2 * p99, "count": count}}
+
+    rows = merge.merge_latency_timelines([[row(0.5, 3.0), row(1.0, 4.0)], [row(0.4, 9.0, 2), row(7.3, 1.0)], []])
+    assert [one["t"] for one in rows] == [0.5, 1.0, 7.5]
+    assert rows[0]["response"] == {"p50": 1.0, "p99": 9.0, "max": 18.0, "count": 3} and rows[0]["connect"] is None
+    long = [row(number / 2, number % 2) for number in range(14400)]
+    assert len(merge.merge_latency_timelines([long, long])) <= merge.MOST_LATENCIES + 1
+    assert merge.merge_latency_timelines([[], []]) == []
