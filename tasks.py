@@ -383,12 +383,18 @@ def stop_stress(options: Options) -> Answer:
     return stress_tasks.stop(options)
 
 
-@task(help={"run": "run id (default: the newest run)", "port": "port to look at when there is no run (1883)"})
-def collect_report(options: Options, run: str = "", port: str = "") -> Answer:
+@task(
+    help={
+        "run": "run id (default: the newest run)",
+        "port": "port to look at when there is no run (1883)",
+        "lang": "of report.html and report.md: en or zh",
+    }
+)
+def collect_report(options: Options, run: str = "", port: str = "", lang: str = "en") -> Answer:
     """Gather all hosts' state into reports/RUN_ID/: report.html, report.md, report.json and raw files."""
     from tcpfleet import collect
 
-    return collect.collect_report(options, run, port)
+    return collect.collect_report(options, run, port, lang)
 
 
 @task(common=("json",))
@@ -405,13 +411,14 @@ def reports(options: Options) -> Answer:
     help={
         "a": "run id, latest, or a run's folder; several runs that are set alike with commas",
         "b": "the same, for the other side",
+        "lang": "of compare.html and compare.md: en or zh",
     },
 )
-def compare_reports(options: Options, a: str, b: str) -> Answer:
+def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answer:
     """Put two runs side by side: what was set differently, and what it changed beyond chance."""
     from tcpfleet import reports as kept
 
-    return kept.compare_reports(options, a, b)
+    return kept.compare_reports(options, a, b, lang)
 
 
 @task(common=("inventory", "json"), help={"local": "use this machine without SSH even if the lab could be booted"})

@@ -53,13 +53,17 @@ def number(value: float | None) -> str:
 
 
 def seconds_label(value: float) -> str:
-    """A point in time on an axis: ``42 s``, ``3:20 min``, ``1:30 h``."""
+    """A point in time on an axis or in a tooltip.
+
+    >>> seconds_label(42.5), seconds_label(1200), seconds_label(200), seconds_label(4800)
+    ('42.5 s', '20 min', '3:20 min', '1:20 h')
+    """
     if value < 120:
         return f"{number(round(value, 1))} s"
     whole = round(value)
-    if whole < 7200:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+    size, unit = (60, "min") if whole < 3600 else (3600, "h")
+    rest = whole % size * 60 // size
+    return f"{whole // size}{f':{rest:02d}' if rest else ''} {unit}"
 
 
 def ticks(highest: float) -> list[float]:
@@ -83,7 +87,7 @@ def time_ticks(last: float) -> list[float]:
     >>> time_ticks(7200)
     [0, 1200, 2400, 3600, 4800, 6000, 7200]
     """
-    step = next((size for size in _TIME_STEPS if size * 7 >= last), None) or math.ceil(last / 7 / 86400) * 86400
+    step = next((size for size in _TIME_STEPS if size * 6 >= last), None) or math.ceil(last / 6 / 86400) * 86400
     return [round(step * number, 3) for number in range(int(last / step + 1e-9) + 1)]
 
 
@@ -100,20 +104,19 @@ def time_chart(
     :returns: None when there is no point to draw.
     """
     if logarithmic:
-        series = {
-            legend: [(t, value if value is not None and value > 0 else None) for t, value in points]
-            for legend, points in series.items()
-        }
+        series = {legend: [(t, _log(value)) for t, value in points] for legend, points in series.items()}
     if not any(value is not None for points in series.values() for _, value in points):
         return None
     import pygal
 
     longest = max(len(points) for points in series.values())
-    more = {"show_dots": longest <= 60, "allow_interruptions": True, "logarithmic": logarithmic}
-    chart = pygal.XY(**_options(len(series), unit, **more))
+    chart = pygal.XY(**_options(len(series), unit, show_dots=longest <= 60, allow_interruptions=True))
     chart.x_value_formatter = seconds_label
     known = [value for points in series.values() for _, value in points if value is not None]
-    chart.y_labels = powers(min(known), max(known)) if logarithmic else ticks(max(known))
+    if logarithmic:
+        chart.y_labels, chart.value_formatter = _powers(known), _power
+    else:
+        chart.y_labels = ticks(max(known))
     chart.x_labels = time_ticks(max(t for points in series.values() for t, _ in points))
     for legend, points in series.items():
         chart.add(legend, thin(points))
@@ -138,7 +141,7 @@ def percentile_chart(
     chart = pygal.Line(**_options(len(series), unit, show_dots=True, logarithmic=True))
     chart.x_labels = list(labels)
     known = [value for values in drawable.values() for value in values if value is not None]
-    chart.y_labels = powers(min(known), max(known))
+    chart.y_labels = [10.0 ** (power - _MOVED) for power in _powers([_log(value) or 0 for value in known])]
     for legend, values in drawable.items():
         chart.add(legend, values)
     return _svg(chart, name, title)
@@ -157,27 +160,34 @@ def spectrum_chart(
         return None
     import pygal
 
-    chart = pygal.XY(**_options(len(series), y_unit, show_dots=True, allow_interruptions=True, logarithmic=True))
-    # The drawing's own logarithmic x axis wants no label below 1: it is given powers instead.
+    chart = pygal.XY(**_options(len(series), y_unit, show_dots=True, allow_interruptions=True))
     chart.x_title = x_unit
-    chart.x_value_formatter = lambda power: number(float(f"{10**power:.3g}"))
-    chart.x_labels = [math.log10(one) for one in powers(min(known)[0], max(known)[0])]
-    chart.y_labels = powers(min(count for _, count in known), max(count for _, count in known))
+    chart.x_value_formatter = chart.value_formatter = _power
+    chart.x_labels = _powers([_log(value) or 0 for value, _ in known])
+    chart.y_labels = _powers([_log(count) or 0 for _, count in known])
     for legend, points in series.items():
-        chart.add(
-            legend, [(math.log10(value), count if count > 0 else None) for value, count in points if value > 0]
-        )
+        chart.add(legend, [(_log(value), _log(count)) for value, count in points if value > 0])
     return _svg(chart, name, title)
 
 
-def powers(lowest: float, highest: float) -> list[float]:
-    """Powers of ten for a logarithmic axis around two values above 0.
+# pygal's own logarithmic XY chart has two logarithmic axes and draws beyond them, so it is given powers of ten,
+# moved away from 0, where it draws an axis.
+_MOVED = 50
 
-    >>> powers(0.03, 7)
-    [0.01, 0.1, 1.0, 10.0]
-    """
-    first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
-    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+
+def _log(value: float | None) -> float | None:
+    return math.log10(value) + _MOVED if value is not None and value > 0 else None
+
+
+def _power(power: float) -> str:
+    """What `_log` made of a value, as an axis or a tooltip shows the value."""
+    return number(float(f"{10 ** (power - _MOVED):.3g}"))
+
+
+def _powers(known: Sequence[float]) -> list[int]:
+    """Whole powers around the known ones: the marks of a logarithmic axis."""
+    first, last = math.floor(min(known)), math.ceil(max(known))
+    return list(range(first, max(last, first + 1) + 1))
 
 
 def colour(position: int) -> int:
@@ -200,10 +210,10 @@ def _options(lines: int, unit: str, **more: Any) -> dict[str, Any]:
         colors=colours,
         value_colors=("var(--text)",) * len(colours),
         font_family="system-ui, sans-serif",
-        label_font_size=13,
-        major_label_font_size=13,
+        label_font_size=14,
+        major_label_font_size=14,
         legend_font_size=14,
-        title_font_size=13,
+        title_font_size=14,
         stroke_width="2",
         stroke_opacity="1",
         transition="0s",
@@ -211,9 +221,11 @@ def _options(lines: int, unit: str, **more: Any) -> dict[str, Any]:
     return {
         "style": style,
         "js": [],
-        "width": 800,
-        "height": 320,
+        "width": 620,
+        "height": 300,
         "margin": 6,
+        "margin_right": 22,  # the last label is wider than the axis
+        "truncate_label": -1,
         "y_title": unit,
         "value_formatter": number,
         "show_legend": False,  # the page has its own, in text that does not shrink with the drawing

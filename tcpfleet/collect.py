@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcpfleet import deploy, report, runs, stress_tasks
+from tcpfleet import deploy, report, report_render, runs, stress_tasks
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import BadInput, worst
 from tcpfleet.fleet import exit_codes
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from tcpfleet.inventory import Host
 
 
-def collect_report(options: Options, run_id: str, port: str) -> Answer:
+def collect_report(options: Options, run_id: str, port: str, lang: str = "en") -> Answer:
     """
     :param run_id: empty for the newest run; with no run at all the report has the hosts' state and no verdict.
+    :param lang: of report.html and report.md.
     """
+    report_render.check_language(lang)
     folder = runs.find(run_id or None)
     wanted = number("--port", port, 1, 65535) if port else None
     record: dict[str, Any] | None = None
@@ -48,7 +50,7 @@ def collect_report(options: Options, run_id: str, port: str) -> Answer:
         report.save_observation(target, "present", name, seen)
         if seen["status"] != "ok":
             options.say(f"{name}: {seen['status']}: {seen['error']}")
-    files = report.write_reports(target)
+    files = report.write_reports(target, lang)
     if record is not None:
         counts = record["connections"]
         options.say(

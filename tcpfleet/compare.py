@@ -325,7 +325,7 @@ def _metrics(runs: Sequence[Loaded]) -> list[Metric]:
             ("p999", "tail"),
             ("max", "worst"),
         ):
-            label = f"{kind} {'p99.9' if name == 'p999' else name}"
+            label = said("{kind} {point}", kind=kind, point="p99.9" if name == "p999" else name)
             found.append(Metric("latency", label, "ms", "lower", allowed, _at("latency_ms", kind, name)))
     for what in report_hosts.MEMORY:
         kind = "machine" if what == report_hosts.MACHINE_MEMORY else "memory"
@@ -334,7 +334,16 @@ def _metrics(runs: Sequence[Loaded]) -> list[Metric]:
         (str(row.get("phase")), str(row.get("errno"))) for one in runs for row in rows_at(one.run, "errors")
     )
     for phase, errno in errors:
-        found.append(Metric("errors", f"{phase}: {errno}", "connections", "lower", "count", _errors(phase, errno)))
+        found.append(
+            Metric(
+                "errors",
+                said("{phase}: {errno}", phase=phase, errno=errno),
+                "connections",
+                "lower",
+                "count",
+                _errors(phase, errno),
+            )
+        )
     grown = {one.run_id: _counters(one) for one in runs}
     for name in dict.fromkeys(name for counts in grown.values() for name in counts or ()):
         found.append(Metric("counters", name, "events", "lower", "counter", _counter(grown, name)))

@@ -235,10 +235,11 @@ def load(run_dir: Path) -> Kept:
     )
 
 
-def write_reports(run_dir: Path) -> list[Path]:
+def write_reports(run_dir: Path, language: str = "en") -> list[Path]:
     """Writes report.html, report.md and report.json into a run's folder, replacing older ones.
 
     :param run_dir: with run.json and observations/, either of which may be absent.
+    :param language: of report.html and report.md: one of `report_render.LANGUAGES`.
     :returns: the three paths, html first.
     :raises BadInput: when run.json is damaged (LocatedError) or of another schema; nothing is written then.
     """
@@ -246,8 +247,8 @@ def write_reports(run_dir: Path) -> list[Path]:
     report = build(kept)
     report["unavailable"] += _raw_problems(run_dir, kept.raw_files, kept.observations)
     texts = {
-        "report.html": report_render.render_html(report),
-        "report.md": report_render.render_markdown(report),
+        "report.html": report_render.render_html(report, language),
+        "report.md": report_render.render_markdown(report, language),
         "report.json": json.dumps(report) + "\n",
     }
     return [write_text(run_dir / name, text) for name, text in texts.items()]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tcpfleet import charts
 from tcpfleet.report_data import PERCENTILES, number_at
 from tcpfleet.report_run import timeline
+from tcpfleet.said import said
 
 Speak = Callable[..., str]
 
@@ -33,16 +34,16 @@ class Pair(NamedTuple):
 
 # chart of report_time -> title
 OVER_TIME = {
-    "cpu": "CPU over time",
-    "memory": "Free memory over time",
-    "tcp_memory": "Memory of TCP buffers over time",
-    "files": "Open files over time",
-    "server_connections": "Connections the server counts, over time",
-    "server_cpu": "CPU of the server over time",
-    "server_memory": "Memory of the server over time",
-    "states_server": "TCP states over time, server side",
-    "states_client": "TCP states over time, client side",
-    "counters": "Kernel counters over time",
+    "cpu": said("CPU over time"),
+    "memory": said("Free memory over time"),
+    "tcp_memory": said("Memory of TCP buffers over time"),
+    "files": said("Open files over time"),
+    "server_connections": said("Connections the server counts, over time"),
+    "server_cpu": said("CPU of the server over time"),
+    "server_memory": said("Memory of the server over time"),
+    "states_server": said("TCP states over time, server side"),
+    "states_client": said("TCP states over time, client side"),
+    "counters": said("Kernel counters over time"),
 }
 
 
@@ -79,7 +80,10 @@ def of_report(report: Mapping[str, Any], speak: Speak) -> dict[str, Drawn]:
         ),
         _spectra(report, speak),
     ]
-    for kind, title in (("connect", "Connect latency over time"), ("response", "Response latency over time")):
+    for kind, title in (
+        ("connect", said("Connect latency over time")),
+        ("response", said("Response latency over time")),
+    ):
         lines = {
             name: [(row["t"], number_at(row, kind, name)) for row in late if row[kind]]
             for name in ("p50", "p99", "max")
@@ -104,14 +108,14 @@ def of_pair(pair: Pair, speak: Speak) -> dict[str, Drawn]:
             {side: [(row["t"], row[key]) for row in mine] for side, mine in rows.items() if mine},
         )
         for name, title, unit, key in (
-            ("open", "Open connections over time", "connections", "open"),
-            ("connects", "Connects per second", "connects/s", "connects_per_second"),
-            ("echoes", "Echoes per second", "echoes/s", "echoes_per_second"),
+            ("open", said("Open connections over time"), said("connections"), "open"),
+            ("connects", said("Connects per second"), said("connects/s"), "connects_per_second"),
+            ("echoes", said("Echoes per second"), said("echoes/s"), "echoes_per_second"),
         )
     ]
     for kind, title in (
-        ("connect", "Connect latency by percentile (ms)"),
-        ("response", "Response latency by percentile (ms)"),
+        ("connect", said("Connect latency by percentile (ms)")),
+        ("response", said("Response latency by percentile (ms)")),
     ):
         lines = {side: (run or {}).get("latency_ms", {}) for side, run in zip("AB", pair, strict=True)}
         values = {side: row.get(kind) for side, row in lines.items() if isinstance(row, Mapping)}

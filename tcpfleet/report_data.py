@@ -14,6 +14,7 @@ from tcpfleet.said import Said, said
 
 PHASES = ("before", "peak", "after", "present")
 SIDES = ("server", "client")
+PHASE_NAMES = {"before": said("before"), "peak": said("peak"), "after": said("after"), "present": said("present")}
 NOT_OBSERVED = said("it was not observed")
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
@@ -201,7 +202,7 @@ class View:
                     said(
                         "{host}, {phase}: {status}: {reason}",
                         host=host,
-                        phase=said(phase),
+                        phase=PHASE_NAMES[phase],
                         status=status,
                         reason=reason,
                     )

@@ -132,8 +132,8 @@ def counter_rows(view: View) -> list[dict[str, Any]]:
             )
             continue
         for scope, key, tables in (
-            ("network stack", view.stack(host), ("netstat", "snmp")),
-            ("machine", view.machine(host), ("softnet_stat",)),
+            (said("network stack"), view.stack(host), ("netstat", "snmp")),
+            (said("machine"), view.machine(host), ("softnet_stat",)),
         ):
             if key in done:
                 continue
@@ -199,7 +199,8 @@ def machine_rows(view: View) -> list[dict[str, Any]]:
 
 
 # What memory per connection is made of; the whole machine's holds the two others and what nobody counts.
-SERVER_MEMORY, KERNEL_MEMORY, MACHINE_MEMORY = "server processes", "TCP objects in the kernel", "whole machine"
+SERVER_MEMORY, KERNEL_MEMORY = said("server processes"), said("TCP objects in the kernel")
+MACHINE_MEMORY = said("whole machine")
 MEMORY = (SERVER_MEMORY, KERNEL_MEMORY, MACHINE_MEMORY)
 FEWEST = 10000  # connections from which on memory is told from what else goes on on a machine
 
@@ -232,7 +233,7 @@ def memory_rows(view: View) -> list[dict[str, Any]]:
 def memory_per_connection(view: View) -> dict[str, float]:
     """What each of MEMORY took per end of a connection, in bytes, over all machines; left out where unknown."""
     rows = memory_rows(view)
-    found = {}
+    found: dict[str, float] = {}
     for what in MEMORY:
         mine = [row for row in rows if row["what"] == what]
         count = sum(row["connections"] for row in mine)
@@ -308,7 +309,7 @@ def sysctl_table(view: View) -> dict[str, Any]:
         if not isinstance(sysctls, Mapping) or why_missing(sysctls):
             continue
         values = {
-            str(key): f"[{why_missing(value)}]" if why_missing(value) else str(value)
+            str(key): said("[{reason}]", reason=why_missing(value)) if why_missing(value) else str(value)
             for key, value in sysctls.items()
         }
         soft, hard = dig(best[1], "nofile", "soft"), dig(best[1], "nofile", "hard")
@@ -329,12 +330,12 @@ def sysctl_table(view: View) -> dict[str, Any]:
             )
     rows = []
     for key in keys:
-        row = [column["values"].get(key, "[not read]") for column in columns]
+        row = [column["values"].get(key, said("[not read]")) for column in columns]
         rows.append({"key": key, "values": row, "differ": len(set(row)) > 1})
     return {"columns": [{k: v for k, v in c.items() if k != "values"} for c in columns], "rows": rows}
 
 
-CHANGED_SINCE, IN_FORCE, NOT_IN_FORCE = "changed since", "in force", "not in force"
+CHANGED_SINCE, IN_FORCE, NOT_IN_FORCE = said("changed since"), said("in force"), said("not in force")
 
 
 def tuning_table(view: View, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,23 +13,37 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from tcpfleet import charts, report_charts
+from tcpfleet import charts, report_charts, report_zh
+from tcpfleet.errors import BadInput
 from tcpfleet.said import said, translate
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-LANGUAGES: dict[str, Mapping[str, str]] = {"en": {}, "zh": {}}
+LANGUAGES: dict[str, Mapping[str, str]] = {"en": {}, "zh": report_zh.TABLE}
 """Language -> English text -> its word."""
 
 MOST_NAMES = 8  # of hosts in one cell
-PHASE_WORDS = {"before": "before", "peak": "at the peak", "after": "after", "present": "now"}
+PHASE_WORDS = {
+    "before": said("before"),
+    "peak": said("at the peak"),
+    "after": said("after"),
+    "present": said("now"),
+}
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
 # Control characters (a terminal's escape sequences in a log line) are shown, not sent to whoever reads the file;
 # so are the characters that reverse the direction of text. Newline and tab stay.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~#])")
+
+
+def check_language(language: str) -> None:
+    """
+    :raises BadInput: for one that is not in LANGUAGES.
+    """
+    if language not in LANGUAGES:
+        raise BadInput(f"--lang {language!r} is not one of {', '.join(LANGUAGES)}")
 
 
 def render_html(report: Mapping[str, Any], language: str = "en") -> str:

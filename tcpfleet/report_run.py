@@ -139,15 +139,15 @@ def facts(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The run card: ``[{"name", "value", "unit"}]`` of what is known."""
     plan = dig(run, "plan") or run  # plan.json has the same keys
     found = [
-        ("started", dig(run, "started"), ""),
-        ("ended", dig(run, "ended"), ""),
-        ("ramp", number_at(run, "seconds", "ramp"), "s"),
-        ("hold", number_at(run, "seconds", "hold"), "s"),
-        ("stress clients", number_at(plan, "clients"), ""),
-        ("connections of each client", number_at(plan, "per_client"), ""),
-        ("target", dig(plan, "target"), ""),
-        ("mode", dig(plan, "options", "mode"), ""),
-        ("tcpfleet", dig(run, "version"), ""),
+        (said("started"), dig(run, "started"), ""),
+        (said("ended"), dig(run, "ended"), ""),
+        (said("ramp"), number_at(run, "seconds", "ramp"), "s"),
+        (said("hold"), number_at(run, "seconds", "hold"), "s"),
+        (said("stress clients"), number_at(plan, "clients"), ""),
+        (said("connections of each client"), number_at(plan, "per_client"), ""),
+        (said("target"), dig(plan, "target"), ""),
+        (said("mode"), dig(plan, "options", "mode"), ""),
+        (said("tcpfleet"), dig(run, "version"), ""),
     ]
     return [{"name": name, "value": value, "unit": unit} for name, value, unit in found if value is not None]
 

@@ -1,8 +1,8 @@
 """What a report draws over time from the hosts' samples (tcpfleet.samples/1, docs/report.md).
 
 In: the samples of each host, and who shares a machine or a network stack. Out: for each chart its lines, few
-enough to be told apart and of at most `POINTS` points: of many hosts the lowest, the median and the highest, servers
-and others apart. Pure; what cannot be used is left out.
+enough to be told apart and of at most `POINTS` points: of many hosts the lowest, the median and the highest,
+servers and others apart. Pure; what cannot be used is left out.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Field(NamedTuple):
 
 
 FIELDS = (
-    Field("cpu", "cpu_busy", "% of all CPUs", 100, "machine", max),
-    Field("memory", "mem_available", "MiB", 1 / 2**20, "machine", min),
-    Field("tcp_memory", "tcp_mem", "MiB", 1 / 2**20, "machine", max),
-    Field("files", "files", "open files", 1, "machine", max),
-    Field("server_connections", "server_connections", "connections", 1, "host", max),
-    Field("server_cpu", "server_cpu", "CPU s/s", 1, "host", max),
-    Field("server_memory", "server_rss", "MiB", 1 / 2**20, "host", max),
+    Field("cpu", "cpu_busy", said("% of all CPUs"), 100, "machine", max),
+    Field("memory", "mem_available", said("MiB"), 1 / 2**20, "machine", min),
+    Field("tcp_memory", "tcp_mem", said("MiB"), 1 / 2**20, "machine", max),
+    Field("files", "files", said("open files"), 1, "machine", max),
+    Field("server_connections", "server_connections", said("connections"), 1, "host", max),
+    Field("server_cpu", "server_cpu", said("CPU s/s"), 1, "host", max),
+    Field("server_memory", "server_rss", said("MiB"), 1 / 2**20, "host", max),
 )
 
 
@@ -72,8 +72,8 @@ def charts(view: View, samples: Mapping[str, Any]) -> dict[str, Chart]:
         scaled = {host: [(t, round(value * field.factor, 3)) for t, value in line] for host, line in lines.items()}
         found[field.chart] = {"unit": field.unit, "lines": _few(view, scaled)}
     for side in SIDES:
-        found[f"states_{side}"] = {"unit": "sockets", "lines": _states(view, known, side, step)}
-    found["counters"] = {"unit": "events/s", "lines": _counters(view, known, step)}
+        found[f"states_{side}"] = {"unit": said("sockets"), "lines": _states(view, known, side, step)}
+    found["counters"] = {"unit": said("events/s"), "lines": _counters(view, known, step)}
     return {name: chart for name, chart in found.items() if chart["lines"]}
 
 

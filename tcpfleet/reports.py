@@ -96,11 +96,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def compare_reports(options: Options, a: str, b: str) -> Answer:
+def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answer:
     """
     :param a: one run or several with commas: run ids, `latest`, or paths of runs' folders; `b`: the other side.
+    :param lang: of compare.html and compare.md.
     :raises BadInput: a run that is not there or is damaged.
     """
+    report_render.check_language(lang)
     sides = [[_load(_folder(name.strip())) for name in side.split(",")] for side in (a, b)]
     compared = compare.compare(*sides)
     names = [side[0].run_id + (f"x{len(side)}" if len(side) > 1 else "") for side in sides]
@@ -108,8 +110,8 @@ def compare_reports(options: Options, a: str, b: str) -> Answer:
     runs.check_writable()
     target.mkdir(exist_ok=True)
     texts = {
-        "compare.html": report_render.render_compare_html(compared, Pair(*(_drawn(side) for side in sides))),
-        "compare.md": report_render.render_compare_markdown(compared),
+        "compare.html": report_render.render_compare_html(compared, Pair(*map(_drawn, sides)), lang),
+        "compare.md": report_render.render_compare_markdown(compared, lang),
         "compare.json": json.dumps(compared, indent=1) + "\n",
     }
     files = [report.write_text(target / name, text) for name, text in texts.items()]

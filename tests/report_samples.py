@@ -14,9 +14,7 @@ from tcpfleet.report import safe_name, save_observation, save_tuning
 from tcpfleet.report_words import STATES
 
 MARKUP = "<b onclick=alert(1)>\"x\" & 'y' $(id) `id` |</b><script>alert(2)</script>\x1b[31m"
-WARNING = (
-    "c1, client 0: 12 connects took 1 s or more, a SYN retransmission: a full accept queue, or lost packets"
-)
+WARNING = "c1, client 0: 12 connects took 1 s or more, a SYN retransmission: a full accept queue, or lost packets"
 SS = """Total: 200203
 TCP:   200003 (estab 200000, closed 0, orphaned 0, timewait 0)
 
@@ -189,7 +187,7 @@ def tuned(host):
     keys = [
         ("net.core.somaxconn", "applied", "65535", "65535", "4096", ""),
         ("net.ipv4.ip_local_port_range", "already", "1025 65000", "1025 65000", "1025 65000", ""),
-        ("net.core.rmem_max", "read-only", "16777216", None, None, "belongs to the machine outside"),
+        ("net.core.rmem_max", "read-only", "16777216", None, None, "EROFS"),
         ("net.ipv4.tcp_fin_timeout", "refused", "15", "60", "60", "EPERM"),
     ]
     names = ("key", "status", "asked", "in_force", "before", "note")
@@ -220,9 +218,7 @@ def run(verdict="pass", total=200000, failed=0, seconds=60, **more):
         "version": "0.1.0",
         "ended": "2026-01-31T12:01:03.500+00:00",
         "seconds": {"ramp": seconds / 3, "hold": seconds * 2 / 3},
-        "warnings": [
-            "c1, client 0: 12 connects took 1 s or more, a SYN retransmission: a full accept queue, or lost packets"
-        ],
+        "warnings": [WARNING],
         "thresholds": [
             {"text": "p99_response_ms > 50", "value": 11.0, "failed": False},
             {"text": "failed_percent >= 1%", "value": 100 * failed / total, "failed": 100 * failed / total >= 1},
@@ -295,7 +291,12 @@ def fill(folder, record=None, hosts=("s1", "c1", "c2"), total=200000, drops=0, d
     for phase in ("before", "peak", "after", "present") if record is not None else ("present",):
         for index, host in enumerate(hosts):
             if host in dead and phase != "before":
-                save_observation(folder, phase, host, {"status": "unreachable", "error": "no answer for 30 s"})
+                save_observation(
+                    folder,
+                    phase,
+                    host,
+                    {"status": "unreachable", "error": "connection lost: no sign of life for 30 s"},
+                )
                 continue
             share = total if index == 0 else total // clients
             found = observation(

@@ -26,7 +26,9 @@ RUNS = {
     "two_hours_fifty_hosts": {"record": samples.run(seconds=7200), "hosts": FIFTY, "one_machine": False},
     "no_run": {"record": None},
 }
-CHARTS = ("connections", "connects", "echoes", "latency")
+CHARTS = ("connections", "connects", "echoes", "connect_time", "response_time", "latency", "spectrum")
+CHARTS += ("states_server", "states_client", "cpu", "memory", "tcp_memory", "files")
+CHARTS += ("server_connections", "server_cpu", "server_memory", "counters")
 
 # Contrast (WCAG 2, relative luminance) of every element that has text of its own, against the nearest background.
 CONTRAST = """

@@ -88,7 +88,8 @@ def test_an_empty_folder_is_a_report_too(tmp_path):
 def test_a_dead_host_is_a_gap(tmp_path):
     page, text, data = write(samples.fill(tmp_path, samples.run(), dead=("c2",)))
     assert data["gaps"] == [
-        f"c2, {phase}: unreachable: no answer for 30 s" for phase in ("peak", "after", "present")
+        f"c2, {phase}: unreachable: connection lost: no sign of life for 30 s"
+        for phase in ("peak", "after", "present")
     ]
     assert data["gaps"][0] in page and data["gaps"][0] in text
     by_state = {row["state"]: row for row in data["states"]["rows"]}

@@ -8,10 +8,11 @@ import stress_facts
 import stress_plan
 import stress_ports
 import stress_result
+from histogram import Histogram
 from stress_message import DEFAULT, MessageError, compile_message
 from stress_pace import TokenBucket, Window
 from stress_plan import HostFacts, PlanRefused, Request, count_ports, make_plan
-from stress_result import Timeline, WorkerReport
+from stress_result import LatencyTimeline, Timeline, WorkerReport
 from stress_slab import COUNTERS
 
 UNTUNED = (32768, 60999)
@@ -343,6 +344,20 @@ def test_the_timeline_thins_itself_and_keeps_rates():
     assert len(points) < 600
     assert points[-1]["t"] > 198
     assert all(p["connects_per_second"] == pytest.approx(1000, rel=0.11) for p in points[1:])
+
+
+def test_latencies_of_a_long_run_stay_few_and_keep_the_worst():
+    timeline = LatencyTimeline()
+    for n in range(5000):
+        part = Histogram()
+        part.record(90000 if n == 3210 else 100, 10)
+        timeline.add(n / 2, {"connect": Histogram(), "response": part})
+    timeline.add(2500, {"connect": Histogram(), "response": Histogram()})  # nothing was measured
+    rows = timeline.rows
+    assert len(rows) <= LatencyTimeline.MOST and rows[-1]["t"] == 2499.5
+    assert {row["connect"] for row in rows} == {None}
+    assert sum(row["response"]["count"] for row in rows) == 50000
+    assert max(row["response"]["max"] for row in rows) == 90 and min(row["response"]["p99"] for row in rows) == 0.1
 
 
 FIB_TRIE = """Local:
