@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from tcpfleet import reports, runs
+from tcpfleet.cli import Options
 from tcpfleet.report import write_reports
 from tests import report_samples as samples
 from tests.browser.chromium import Chromium
@@ -105,6 +107,32 @@ def test_markup_in_fields_stays_text(browser, tmp_path):
     assert browser.ask("document.querySelectorAll('script, [onclick]').length") == 0
     assert "<script>alert(2)</script>" in browser.ask("document.body.innerText")
     assert browser.ask("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_in_chinese(browser, tmp_path, width):
+    url = write_reports(samples.fill(tmp_path, **RUNS["a_minute_five_hosts"]), "zh")[0].as_uri()
+    browser.load(url, width=width)
+    assert browser.requests() == [url] and browser.problems() == []
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask("document.documentElement.lang") == "zh"
+    assert "没有遇到瓶颈" in browser.ask("document.querySelector('h1').innerText")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_comparison(browser, tmp_path, monkeypatch, width, dark):
+    monkeypatch.setattr(runs, "REPORTS", tmp_path / "reports")
+    folders = [samples.fill(tmp_path / name, samples.run(*what)) for name, what in (("a", ()), ("b", ("fail",)))]
+    files = reports.compare_reports(Options({}), *map(str, folders)).data["files"]
+    url = f"file://{files[0]}"
+    browser.load(url, width=width, dark=dark)
+    assert browser.requests() == [url] and browser.problems() == []
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    ratio, element = browser.ask(CONTRAST)
+    assert ratio >= 4.5, element
+    for chart in ("open", "connects", "echoes", "connect", "response"):
+        assert browser.ask(f"document.querySelectorAll('#chart-{chart} .series path').length") >= 2, chart
 
 
 def test_prints(browser, page):

@@ -86,7 +86,7 @@ WORDS = (
     "失败：",
     "瓶颈：服务端的全连接队列",
     "s1 上 ListenOverflows 增加 5,000；其全连接队列长度为 128",
-    "s1, c1（同一台机器，只计一次） 的 CPU",
+    "s1, c1 的 CPU（同一台机器，只计一次）",
 )
 FIX = "raise net.core.somaxconn with `inv tune`, then start the server anew, or connect more slowly (--rate)"
 CPU = {
