@@ -91,9 +91,12 @@ def test_page(browser, page, width, dark, tmp_path):
     background = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(18, 22, 27)" if dark else "rgb(246, 247, 249)")
     for chart in CHARTS if name != "no_run" else ():
+        if (name, chart) == ("two_seconds_one_host", "states_client"):
+            continue  # its only host is the server
         marks = f"document.querySelectorAll('#chart-{chart} .series path, #chart-{chart} .series circle')"
         sizes = browser.ask(f"[...{marks}].map(one => one.getBoundingClientRect()).map(r => r.width + r.height)")
-        assert sizes and max(sizes) > 100, chart
+        # Connects of a short run are done within one step: a dot for each line.
+        assert sizes and max(sizes) > (5 if chart == "connect_time" else 100), chart
     shot = tmp_path / "page.png"
     browser.screenshot(shot)
     assert shot.stat().st_size > 10_000
