@@ -146,7 +146,7 @@ def series(host, side, seconds, peak, interval=1.0, sparse=1, **more):
             "tcp_inuse": count + 3,
             "tcp_tw": 0,
             "tcp_orphan": 0,
-            "counters": {"TCPSynRetrans": 3} if index % 7 == 3 else {},
+            "counters": {"TCPSynRetrans": 3} if index % 7 == 1 else {},
         }
         if side == "server":
             row |= {"server_rss": 40 * 2**20 + count * 90, "server_connections": count, "server_cpu": share * 1.5}
