@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,7 +156,16 @@ def facts(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def warnings(run: Mapping[str, Any] | None) -> list[str]:
     """What the clients say about their own part in the figures."""
     found = dig(run, "warnings")
-    return [str(one) for one in found] if isinstance(found, list) else []
+    return [_warning(str(one)) for one in found] if isinstance(found, list) else []
+
+
+def _warning(text: str) -> str:
+    """A warning as `merge` writes it, taken apart again."""
+    parts = re.fullmatch(r"(.+?), client (\d+): (.+)", text, re.DOTALL)
+    if not parts:
+        return text
+    host, index, warning = parts.groups()
+    return said("{host}, client {index}: {warning}", host=host, index=index, warning=warning)
 
 
 BINS = 10  # per factor of 10: what can be told apart on a page

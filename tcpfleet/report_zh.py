@@ -54,7 +54,7 @@ OURS = {
     "Fix": "处置办法",
     "Free memory over time": "可用内存随时间的变化",
     "Growth (MiB)": "增长（MiB）",
-    "High": "数值偏高说明",
+    "High": "数量多时",
     "Host": "主机",
     "Hosts": "主机",
     "In force under load": "负载下的生效值",
@@ -241,6 +241,7 @@ OURS = {
     ),
     "{host}, {phase}: {status}: {reason}": "{host}，{phase}：{status}：{reason}",
     "{host}: {reason}": "{host}：{reason}",
+    "{host}, client {index}: {warning}": "{host}，客户端 {index}：{warning}",
     "it was not observed": "没有观测到",
     "no reason given": "没有给出原因",
     "missing": "缺失",
@@ -751,7 +752,6 @@ OUTSIDE = {
         "检查服务端的日志、它自身的连接上限与 nofile 限制（`inv server-status`）"
     ),
     # ---- warnings of the clients
-    "{host}, client {index}: {warning}": "{host}，客户端 {index}：{warning}",
     "was stopped after {seconds} s of hold": "在保持 {seconds} 秒后被停止",
     "the asked rate of {asked} connects/s was not reached in the {where}: {got}": (
         "没有达到要求的 {asked} 建连/秒（{where}）：{got}"
