@@ -527,7 +527,7 @@ def _answer(
     else:
         out.append(
             said(
-                "No measurable effect: none of {of} figures is beyond the allowance for single runs.",
+                "No measurable effect with so few runs: none of {of} figures is beyond the allowance.",
                 of=len(judged),
             )
         )

@@ -559,8 +559,8 @@ OURS = {
     "No measurable effect: none of {of} figures differs beyond the run-to-run spread.": (
         "没有可测的效果：{of} 项指标中没有一项的差异超出运行间波动。"
     ),
-    "No measurable effect: none of {of} figures is beyond the allowance for single runs.": (
-        "没有可测的效果：{of} 项指标中没有一项超出单次运行的容差。"
+    "No measurable effect with so few runs: none of {of} figures is beyond the allowance.": (
+        "以这样少的运行次数没有可测的效果：{of} 项指标中没有一项超出容差。"
     ),
     "There are no results to compare: one side has none.": "没有可比较的结果：有一侧没有结果。",
     "{side} ({run}) has no result: the run did not end": "{side}（{run}）没有结果：运行没有结束",

@@ -139,5 +139,8 @@ def test_the_comparison(browser, tmp_path, monkeypatch, width, dark):
 
 
 def test_prints(browser, page):
-    browser.load(page[1], dark=True)
+    browser.load(page[1], dark=True, width=760)
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    assert browser.ask("document.documentElement.scrollWidth") <= 760  # nothing is cut off at a sheet's edge
+    browser.call("Emulation.setEmulatedMedia", media="", features=[])
     assert len(browser.call("Page.printToPDF", printBackground=False)["data"]) > 10_000

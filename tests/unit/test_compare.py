@@ -94,7 +94,7 @@ def test_the_same_run_twice_claims_nothing(kept):
     data, page, text, saved = compared(one, one)
     assert data["answer"] == [
         "All settings that were seen are equal.",
-        f"No measurable effect: none of {len(data['results'])} figures is beyond the allowance for single runs.",
+        f"No measurable effect with so few runs: none of {len(data['results'])} figures is beyond the allowance.",
     ]
     assert {row["status"] for row in data["results"]} == {"same"}
     assert "Both sides hold the same run." in text
