@@ -153,6 +153,21 @@ def test_numbers_are_equal_everywhere(tmp_path):
                 assert parsed.cells[side, row["state"], phase] == count
 
 
+def test_the_other_panels_have_equal_numbers_too(tmp_path):
+    run = samples.run("fail", failed=1234)
+    page, text, data = write(samples.fill(tmp_path, run, drops=1234))
+    figures = [row["value"] for row in data["thresholds"]] + [row["count"] for row in data["errors"]]
+    figures += [row[key] for row in data["memory"] for key in ("connections", "each")]
+    figures += [row[key] for row in data["balance"] for key in ("mean", "busiest", "ratio")]
+    figures += [row[key] for row in data["counters"] for key in ("before", "after", "delta")]
+    figures += [row[key] for row in data["listeners"] for key in ("accept_queue", "backlog")]
+    figures += [fact["value"] for fact in data["facts"] if isinstance(fact["value"], (int, float))]
+    assert len(figures) > 40 and run["thresholds"][1]["value"] in figures
+    for value in filter(None.__ne__, figures):
+        assert f'<data value="{value}">{charts.number(value)}</data>' in page, value
+        assert f" {charts.number(value)} " in text, value
+
+
 def test_every_row_of_a_markdown_table_has_its_columns(tmp_path):
     for folder, record in (
         ("a", samples.run("fail", failed=5)),
