@@ -23,7 +23,7 @@ from invoke.parser.argument import Argument
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
-from tcpfleet import signals
+from tcpfleet import secret, signals
 from tcpfleet.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, TcpfleetError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ COMMON: dict[str, tuple[Any, str]] = {
     "check": (False, "change nothing, say what would be changed"),
     "diff": (False, "show the difference in every file and value"),
     "json": (False, "one JSON object on stdout, everything else on stderr"),
+    "ask_pass": (False, "ask for the user's password once: for logins, and for sudo unless it has its own"),
+    "password_command": ("", "as --ask-pass, from the first line that this program prints (no shell)"),
     "ask_sudo_pass": (False, "ask for the sudo password once, before anything starts"),
 }
 FLEET = tuple(COMMON)
@@ -69,14 +71,18 @@ class Options:
         self.json = bool(values.get("json"))
         # Its group_vars/ and host_vars/ count too, beside the inventory's; set before `inventory` is used.
         self.playbook_dir: Path | None = None
-        self.sudo_password: str | None = None
+        command = str(values.get("password_command") or "")
+        if command and values.get("ask_pass"):
+            raise BadInput("--ask-pass and --password-command are two ways to the same password: take one")
+        self.password: secret.Secret | None = None
+        if command:
+            self.password = secret.from_command("--password-command", command)
+        elif values.get("ask_pass"):
+            self.password = _ask("--ask-pass", "password: ")
+        # Who logs in with a password has told it to the host already.
+        self.sudo_password = self.password
         if values.get("ask_sudo_pass"):
-            import getpass
-
-            try:
-                self.sudo_password = getpass.getpass("sudo password: ", stream=sys.stderr)
-            except EOFError:
-                raise BadInput("--ask-sudo-pass: there is no terminal to ask on, and no line on stdin") from None
+            self.sudo_password = _ask("--ask-sudo-pass", "sudo password: ")
 
     @property
     def out(self) -> TextIO:
@@ -84,7 +90,7 @@ class Options:
         return sys.stderr if self.json else sys.stdout
 
     def say(self, line: str = "") -> None:
-        print(line, file=self.out, flush=True)
+        print(secret.printable(line), file=self.out, flush=True)
 
     @functools.cached_property
     def inventory(self) -> Inventory:
@@ -113,7 +119,20 @@ class Options:
     def fleet(self, hosts: Sequence[Host]) -> Fleet:
         from tcpfleet.fleet import Fleet
 
-        return Fleet(hosts, self.inventory.connection, forks=self.forks, become_password=self.sudo_password)
+        return Fleet(
+            hosts,
+            self.inventory.connection,
+            forks=self.forks,
+            become_password=self.sudo_password,
+            password=self.password,
+        )
+
+
+def _ask(option: str, question: str) -> secret.Secret:
+    try:
+        return secret.ask(question)
+    except EOFError:
+        raise BadInput(f"{option}: there is no terminal to ask on, and no line on stdin") from None
 
 
 def number(option: str, value: Any, least: float, most: float, *, whole: bool = True) -> Any:
@@ -208,13 +227,13 @@ def _run(
     function: Callable[..., Answer | None], context: Context, shared: dict[str, Any], own: dict[str, Any]
 ) -> int:
     as_json = bool(shared.get("json"))
-    with signals.interruptible():
+    with signals.interruptible(), secret.kept_from_output():
         try:
             if context.config.run.dry:
                 raise BadInput("inv --dry would still run tasks: use the task's own --check")
             answer = function(Options(shared), **own) or Answer()
         except TcpfleetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {secret.printable(str(error))}", file=sys.stderr)
             answer = Answer({"error": str(error)}, error.exit_code)
         except KeyboardInterrupt:
             print("interrupted; cleaned up", file=sys.stderr)
@@ -227,9 +246,11 @@ def _run(
             # A full disk, a folder of ours that cannot be written: the machine's fault, named as it names it.
             print(f"error: {error}", file=sys.stderr)
             answer = Answer({"error": str(error)}, EXIT_BAD_INPUT)
+    with signals.interruptible():
         if as_json:
             try:
-                print(json.dumps(answer.data | {"exit_code": answer.code}, default=str), flush=True)
+                data = secret.redacted(answer.data | {"exit_code": answer.code})
+                print(json.dumps(data, default=str), flush=True)
             except OSError as error:
                 print(f"error: cannot write the answer: {error.strerror}", file=sys.stderr)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,12 +10,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from tcpfleet import lab
 from tcpfleet.errors import HostFailed, TcpfleetError, Unreachable
+from tcpfleet.keys import Keyring
 from tcpfleet.link import BEAT, CONNECT_TIMEOUT, Become, Session, open_session
+from tcpfleet.secret import Secret
+from tcpfleet.secret import ask as ask_user
 
 if TYPE_CHECKING:
     from tcpfleet.inventory import Connection, Host
@@ -43,6 +46,14 @@ class _News:
     content: Any
 
 
+@dataclass(frozen=True)
+class _Question:
+    """Asked by a thread, answered by the caller's, for there Ctrl-C ends a prompt and gives the terminal back."""
+
+    text: str
+    answer: queue.Queue[Secret | EOFError]
+
+
 class Fleet:
     """Sessions on some hosts, opened when first needed and kept until the end of the command.
 
@@ -52,6 +63,7 @@ class Fleet:
     :param forks: at most so many hosts at work at a time.
     :param connect_timeout: seconds.
     :param become_password: for sudo, where the inventory gives none.
+    :param password: for logins, where the inventory gives none.
     """
 
     def __init__(
@@ -61,13 +73,15 @@ class Fleet:
         *,
         forks: int = DEFAULT_FORKS,
         connect_timeout: float = CONNECT_TIMEOUT,
-        become_password: str | None = None,
+        become_password: Secret | None = None,
+        password: Secret | None = None,
     ) -> None:
         self.hosts = list(hosts)
         self._connection = connection
         self._forks = forks
         self._connect_timeout = connect_timeout
-        self._become_password = become_password
+        self._become_password, self._password = become_password, password
+        self._keys = Keyring()
         self._sessions: dict[str, Session] = {}
         self._gone: dict[str, str] = {}
         self._closed = threading.Event()
@@ -104,12 +118,20 @@ class Fleet:
         """
         wanted = list(self.hosts if hosts is None else hosts)
         outcomes: dict[str, Outcome[T]] = {}
-        results: queue.Queue[Outcome[T] | BaseException | _News] = queue.Queue()
+        results: queue.Queue[Outcome[T] | BaseException | _News | _Question] = queue.Queue()
         work = function
         if on_news is not None:
 
             def work(session: Session) -> T:
                 return function(session, lambda news: results.put(_News(news)))
+
+        def ask(text: str) -> Secret:
+            question = _Question(text, queue.Queue())
+            results.put(question)
+            answer = question.answer.get()
+            if isinstance(answer, EOFError):
+                raise answer
+            return answer
 
         waiting = list(reversed(wanted))
         most = len(wanted) if at_once else self._forks
@@ -118,13 +140,19 @@ class Fleet:
             while waiting and running < most:
                 host = waiting.pop()
                 threading.Thread(
-                    target=lambda host=host: results.put(self._one(work, host, reconnect)), daemon=True
+                    target=lambda host=host: results.put(self._one(work, host, reconnect, ask)), daemon=True
                 ).start()
                 running += 1
             outcome = results.get()
             if isinstance(outcome, _News):
                 assert on_news is not None
                 on_news(outcome.content)
+                continue
+            if isinstance(outcome, _Question):
+                try:
+                    outcome.answer.put(ask_user(outcome.text))
+                except EOFError as error:
+                    outcome.answer.put(error)
                 continue
             running -= 1
             if isinstance(outcome, BaseException):
@@ -134,10 +162,12 @@ class Fleet:
                 on_outcome(outcome)
         return {host.name: outcomes[host.name] for host in wanted}
 
-    def _one(self, function: Callable[[Session], T], host: Host, reconnect: bool) -> Outcome[T] | BaseException:
+    def _one(
+        self, function: Callable[[Session], T], host: Host, reconnect: bool, ask: Callable[[str], Secret]
+    ) -> Outcome[T] | BaseException:
         """Everything that can happen to one host; a bug or bad input travels to the caller's thread."""
         try:
-            return Outcome(host, "ok", function(self._session(host, reconnect)))
+            return Outcome(host, "ok", function(self._session(host, reconnect, ask)))
         except Unreachable as error:
             self._gone[host.name] = str(error)
             return Outcome(host, "unreachable", error=str(error))
@@ -148,7 +178,7 @@ class Fleet:
         except BaseException as error:
             return error
 
-    def _session(self, host: Host, reconnect: bool) -> Session:
+    def _session(self, host: Host, reconnect: bool, ask: Callable[[str], Secret]) -> Session:
         if host.name in self._gone:
             if not reconnect:
                 raise Unreachable(self._gone[host.name])
@@ -162,7 +192,9 @@ class Fleet:
             if lab.GROUP in host.groups and lab.is_down_for(how.address):
                 # Without the bridge the packets would leave this machine for whoever has that address out there.
                 raise Unreachable("the lab is not up on this machine: inv lab-up")
-            session = open_session(host, how, connect_timeout=self._connect_timeout)
+            if how.password is None:
+                how = replace(how, password=self._password)
+            session = open_session(host, how, connect_timeout=self._connect_timeout, keys=self._keys, ask=ask)
             if how.become:
                 password = how.become_password or self._become_password
                 session.become = Become(how.become_user, how.become_method, password, how.become_exe or "sudo")

@@ -1,83 +1,259 @@
 """Which host keys are trusted: known_hosts files in OpenSSH's format, and what to do with an unknown key.
 
-Fabric sets AutoAddPolicy and loads no known_hosts file, so without this every key would be accepted. Used by
-`tcpfleet.link` on a connection's client, and on each of its gateways, before anything is opened.
+In: known_hosts files and a policy. Out: a `Trust` for one host, asked by Paramiko once the host has proved that it
+holds a key and before anything of a login is sent. Fabric sets AutoAddPolicy and loads no file; Paramiko's own
+reader knows no patterns, takes a negated name for a name and checks no certificates, so a `*.example.org` line
+would have made a stranger's key a new one. Used by `tcpfleet.link` for a host and each of its jump hosts.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
+import fnmatch
+import hashlib
+import hmac
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import paramiko
-from paramiko.hostkeys import HostKeyEntry
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 
+CERTIFICATE = "-cert-v01@openssh.com"
 _appending = threading.Lock()
 
 
-class UnknownHostKey(paramiko.SSHException):
-    """The host's key is in no known_hosts file and the policy is strict; or the key is marked @revoked."""
+class HostKeyRefused(paramiko.SSHException):
+    """A host's key is unknown, changed or revoked, or its certificate does not hold; the text is the sentence."""
 
 
-class TrustPolicy(paramiko.MissingHostKeyPolicy):
-    """Decides on a key that is in none of the loaded files.
+class Line(NamedTuple):
+    """One line of a known_hosts file that is about the host.
 
-    :param policy: strict (refuse), accept-new (take it and write it to `learn_into`) or off (take it).
-    :param revoked: keys (base64) that no file's other line can make good.
+    :ivar marker: "@cert-authority", "@revoked" or "".
+    :ivar key: as it travels: RFC 4253's encoding, type first.
     """
 
-    def __init__(self, policy: str, learn_into: Path, revoked: frozenset[str]) -> None:
-        self.policy, self.learn_into, self.revoked = policy, learn_into, revoked
+    marker: str
+    key: bytes
+    where: str
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.key)
+
+
+def kind_of(key: bytes) -> str:
+    """The type that an encoded key begins with: ssh-ed25519, ssh-rsa ..."""
+    return key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii", "replace")
+
+
+def fingerprint(key: bytes) -> str:
+    """As ssh-keygen -l shows it."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+
+
+def looked_up(host: str, port: int) -> str:
+    """The name under which known_hosts has a host."""
+    return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
+
+
+def hashed(name: str, salt: bytes | None = None) -> str:
+    """A name as HashKnownHosts writes it.
+
+    >>> hashed("h", b"salt")
+    '|1|c2FsdA==|jVqr1xnqQEuc7LKclislnCMCjPg='
+    """
+    salt = os.urandom(20) if salt is None else salt
+    digest = hmac.new(salt, name.encode(), "sha1").digest()
+    return "|1|" + "|".join(base64.b64encode(part).decode() for part in (salt, digest))
+
+
+def matches(patterns: str, name: str) -> bool:
+    """Whether a line's first field is about `name`: hashed, or patterns with * and ?, of which ! ones exclude.
+
+    >>> matches("*.example.org,!bad.example.org", "bad.example.org")
+    False
+    """
+    if patterns.startswith("|1|"):
+        try:
+            salt, digest = (base64.b64decode(part, validate=True) for part in patterns[3:].split("|"))
+        except (ValueError, binascii.Error):
+            return False
+        return hmac.compare_digest(hmac.new(salt, name.encode(), "sha1").digest(), digest)
+    found = False
+    for pattern in patterns.lower().split(","):
+        # fnmatch has [a-z] too; known_hosts means the brackets of [host]:port.
+        if fnmatch.fnmatchcase(name, pattern.removeprefix("!").replace("[", "[[]")):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def about(text: str, names: Iterable[str], file: str) -> list[Line]:
+    """The lines of a known_hosts file that are about one of `names`; a damaged line hides no other."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
+        if len(fields) < 3 or fields[0].startswith("#") or marker not in ("", "@cert-authority", "@revoked"):
+            continue
+        with contextlib.suppress(ValueError):
+            key = base64.b64decode(fields[2], validate=True)
+            if kind_of(key) == fields[1] and any(matches(fields[0], name) for name in names):
+                found.append(Line(marker, key, f"{file}:{number}"))
+    return found
+
+
+class Trust(paramiko.MissingHostKeyPolicy):
+    """What is known of one host's key, and the decision on the key that it shows.
+
+    :param host: as in known_hosts: the address after ssh_config's HostName, or its HostKeyAlias.
+    :param policy: strict (refuse an unknown key), accept-new (take it and write it down) or off (take it). A key
+        that is not the known one, and a revoked one, is refused under each.
+    :param files: the first is where accept-new writes; files that do not exist are fine; none learns nothing.
+    :param hash_names: write names hashed.
+    """
+
+    def __init__(self, host: str, port: int, policy: str, files: Sequence[Path], hash_names: bool = False) -> None:
+        self.host, self.policy, self.files, self.hash_names = host, policy, files, hash_names
+        self.name = looked_up(host, port)
+        # As in OpenSSH: a key known for the plain name is good at any port, but makes no other one a changed one.
+        self._own = self._read([self.name])
+        self._plain = self._read([host.lower()]) if port != 22 else []
+
+    def _read(self, names: Sequence[str]) -> list[Line]:
+        found = []
+        for file in self.files:
+            try:
+                found += about(file.read_text(errors="replace"), names, str(file))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise HostKeyRefused(f"cannot read {file}: {error.strerror}") from None
+        return found
+
+    def transport(self, *args: Any, **options: Any) -> paramiko.Transport:
+        """A Transport that asks for the kinds of key that are known, so that another kind is no changed key."""
+        known = {line.kind for line in self._own + self._plain if not line.marker}
+        certified = any(line.marker == "@cert-authority" for line in self._own + self._plain)
+
+        def rank(algorithm: str) -> int:
+            if algorithm.endswith(CERTIFICATE):
+                return 0 if certified else 3
+            return 1 if algorithm in known or (algorithm.startswith("rsa-sha2-") and "ssh-rsa" in known) else 2
+
+        class Ordered(paramiko.Transport):
+            @property
+            def preferred_keys(self) -> tuple[str, ...]:
+                return tuple(sorted(super().preferred_keys, key=rank))
+
+        return Ordered(*args, **options)
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        fingerprint = key.fingerprint
-        if key.get_base64() in self.revoked:
-            raise UnknownHostKey(f"its host key {fingerprint} is marked @revoked")
-        if self.policy == "strict":
-            raise UnknownHostKey(
-                f"its host key {fingerprint} is not in {self.learn_into} and the policy is strict; "
-                "add it, or set StrictHostKeyChecking=accept-new"
+        """Paramiko's question, asked for every key, as none is loaded into its own list."""
+        blob = getattr(key, "public_blob", None)
+        self.judge(key.asbytes() if blob is None else blob.key_blob, time.time())
+
+    def judge(self, shown: bytes, now: float) -> None:
+        """Return when `shown`, a key or a certificate, is good at `now` (seconds since 1970).
+
+        :raises HostKeyRefused: it is not.
+        """
+        lines = self._own + self._plain
+        authorities = {line.key: line.where for line in lines if line.marker == "@cert-authority"}
+        revoked = {line.key: line.where for line in lines if line.marker == "@revoked"}
+        certificate = _load(shown) if kind_of(shown).endswith(CERTIFICATE) else None
+        authority = b""
+        if certificate is not None:
+            authority, shown = _encoded(certificate.signature_key()), _encoded(certificate.public_key())
+        mark = fingerprint(shown)
+        for what, key in (("certificate authority", authority), ("host key", shown)):
+            if key in revoked:
+                raise HostKeyRefused(f"the {what} {fingerprint(key)} of {self.name} is @revoked at {revoked[key]}")
+        if certificate is not None and authority in authorities:
+            fault = _fault(certificate, self.host, now)
+            if fault is None:
+                return
+            raise HostKeyRefused(f"the host certificate of {self.name} {fault}; nothing was sent")
+        if any(line.key == shown for line in lines if not line.marker):
+            return
+        known = [line for line in self._own if not line.marker]
+        if known:
+            line = next((line for line in known if line.kind == kind_of(shown)), known[0])
+            raise HostKeyRefused(
+                f"the host key of {self.name} has changed: {line.where} has {fingerprint(line.key)}, it shows "
+                f"{mark}; nothing was sent. If the host was reinstalled, remove that line"
             )
-        if self.policy == "accept-new":
-            line = f"{hostname} {key.get_name()} {key.get_base64()}\n"
-            with _appending:
-                self.learn_into.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                fd = os.open(self.learn_into, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                with os.fdopen(fd, "a") as known:
-                    known.write(line)
+        if self.policy == "off":
+            return
+        if authorities:
+            raise HostKeyRefused(
+                f"{self.name} shows no host certificate of the authority at {next(iter(authorities.values()))}, "
+                f"and its key {mark} is not known; nothing was sent"
+            )
+        if self.policy == "strict":
+            raise HostKeyRefused(
+                f"the host key {mark} of {self.name} is not in {self.files[0] if self.files else 'any file'} and "
+                "the policy is strict; add it, or set StrictHostKeyChecking=accept-new"
+            )
+        self._learn(shown)
 
-
-def trust(client: paramiko.SSHClient, policy: str, files: Sequence[Path]) -> None:
-    """Load known_hosts files into `client` and set the policy for keys that are in none of them.
-
-    Lines with @cert-authority are passed over (Paramiko checks no host certificates: such a host's key
-    counts as unknown); a key marked @revoked is refused wherever it turns up.
-
-    :param files: the first is where accept-new writes; files that do not exist are fine.
-    """
-    keys = client.get_host_keys()
-    revoked = set()
-    for file in files:
+    def _learn(self, key: bytes) -> None:
+        if not self.files:
+            return
+        file = self.files[0]
+        name = hashed(self.name) if self.hash_names else self.name
         try:
-            lines = file.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            continue
-        for number, line in enumerate(lines, 1):
-            fields = line.split()
-            if len(fields) >= 4 and fields[0] == "@revoked":
-                revoked.add(fields[3])
-            elif fields and not fields[0].startswith(("#", "@")):
-                try:
-                    entry = HostKeyEntry.from_line(" ".join(fields), number)
-                except paramiko.SSHException:
-                    continue  # one damaged line must not hide the rest, as with OpenSSH
-                if entry is not None and entry.key is not None:
-                    for name in entry.hostnames or ():
-                        keys.add(name, entry.key.get_name(), entry.key)
-    if revoked:
-        for host in list(keys.keys()):
-            if any(key.get_base64() in revoked for key in (keys.lookup(host) or {}).values()):
-                del keys[host]
-    client.set_missing_host_key_policy(TrustPolicy(policy, files[0], frozenset(revoked)))
+            with _appending:
+                if any(line.key == key for line in self._read([self.name])):
+                    return  # the same host under another name of the inventory
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+                with os.fdopen(fd, "rb+", buffering=0) as handle:
+                    size = os.fstat(fd).st_size
+                    unfinished = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+                    line = f"{name} {kind_of(key)} {base64.b64encode(key).decode()}\n"
+                    handle.write(b"\n" * unfinished + line.encode())
+        except OSError as error:
+            raise HostKeyRefused(
+                f"the new host key of {self.name} cannot be written to {file}: {error.strerror}"
+            ) from None
+
+
+def _load(certificate: bytes) -> Any:
+    line = f"{kind_of(certificate)} {base64.b64encode(certificate).decode()}".encode()
+    try:
+        return serialization.load_ssh_public_identity(line)
+    except Exception as error:  # cryptography names many kinds, for bytes that a stranger sent
+        raise HostKeyRefused(f"its host certificate cannot be read: {error}") from None
+
+
+def _encoded(key: Any) -> bytes:
+    text: bytes = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return base64.b64decode(text.split()[1])
+
+
+def _fault(certificate: Any, host: str, now: float) -> str | None:
+    """What is wrong with a certificate of a trusted authority for this host, or None."""
+    try:
+        certificate.verify_cert_signature()
+    except InvalidSignature:
+        return "has a wrong signature"
+    if certificate.type != serialization.SSHCertificateType.HOST:
+        return "is one for users"
+    if certificate.critical_options:
+        return "has critical options, and none are known for hosts"
+    if not certificate.valid_after <= now < certificate.valid_before:
+        return "is not valid at this time"
+    names = [name.decode(errors="replace") for name in certificate.valid_principals]
+    if names and not any(fnmatch.fnmatchcase(host.lower(), name.lower().replace("[", "[[]")) for name in names):
+        return f"is for {', '.join(names)}"
+    return None

@@ -14,33 +14,36 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import getpass
 import hashlib
 import itertools
 import json
 import os
 import random
+import re
 import secrets
 import selectors
 import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from payload import wire
 from tcpfleet.errors import BadInput, HostFailed, Unreachable
+from tcpfleet.secret import Secret
 
 if TYPE_CHECKING:
     import fabric
     import paramiko
 
     from tcpfleet.inventory import Connection, Host
+    from tcpfleet.keys import Keyring
 
 PAYLOAD = Path(__file__).resolve().parent.parent / "payload"
 DEFAULT_PYTHON = "/usr/bin/python3"  # a version manager's shim costs 60 ms more per start
@@ -64,11 +67,8 @@ class Become(NamedTuple):
 
     user: str = "root"
     method: str = "sudo"
-    password: str | None = None
+    password: Secret | None = None
     exe: str = "sudo"
-
-    def __repr__(self) -> str:  # a traceback must not show the password
-        return f"Become(user={self.user!r}, method={self.method!r}, exe={self.exe!r})"
 
 
 class Step(NamedTuple):
@@ -96,7 +96,12 @@ class Step(NamedTuple):
         """The step as the agent gets it; see payload/agent.py."""
         told = self._asdict()
         if self.become is not None:
-            told["become"] = {"user": self.become.user, "exe": self.become.exe, "password": self.become.password}
+            password = self.become.password
+            told["become"] = {
+                "user": self.become.user,
+                "exe": self.become.exe,
+                "password": None if password is None else password.reveal(),
+            }
         return {name: value for name, value in told.items() if value not in (None, False)}
 
     def __repr__(self) -> str:  # arguments may hold secrets
@@ -208,10 +213,10 @@ class LocalStream:
 class SshStream:
     """An agent behind one SSH channel."""
 
-    def __init__(self, connection: fabric.Connection, command: str, timeout: float) -> None:
-        self._connection = connection
+    def __init__(self, route: Route, command: str, timeout: float) -> None:
+        self._route = route
         self._said = b""
-        transport: paramiko.Transport = connection.transport
+        transport: paramiko.Transport = route.hops[-1].transport
         # Paramiko's own default would wait an hour (fabric issue 1384).
         self._channel = transport.open_session(timeout=timeout)
         self._channel.settimeout(timeout)
@@ -246,11 +251,7 @@ class SshStream:
 
     def close(self, patience: float) -> None:
         self._channel.close()
-        self._connection.close()
-        gateway = self._connection.gateway
-        while gateway is not None and not isinstance(gateway, str):
-            gateway.close()
-            gateway = gateway.gateway
+        self._route.close()
 
 
 # ---------------------------------------------------------------- connecting
@@ -280,6 +281,9 @@ def _fabric_config(path: str | None) -> Any:
         config = _load_fabric_config(path)
         if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
             config.load_ssh_config()
+            # Paramiko would fill in a port and user that the inventory may give otherwise: _route does it.
+            ssh_config = config.base_ssh_config
+            ssh_config.TOKENS_BY_CONFIG_KEY = {**ssh_config.TOKENS_BY_CONFIG_KEY, "proxycommand": []}
             object.__setattr__(config, "_tcpfleet_loaded", True)
         # Not config.clone(), which reads the files again and adds their rules to the shared ones.
         import fabric
@@ -287,46 +291,186 @@ def _fabric_config(path: str | None) -> Any:
         return fabric.Config(ssh_config=config.base_ssh_config, lazy=True)
 
 
-def _ssh_connection(how: Connection, connect_timeout: float) -> fabric.Connection:
+class Route:
+    """The SSH connections to a host: its jump hosts, first one first, and itself.
+
+    :param command: what carries the first of them instead of a TCP connection: ssh_config's ProxyCommand.
+    """
+
+    def __init__(self, hops: list[fabric.Connection], command: str | None) -> None:
+        self.hops, self._command = hops, command
+        self._proxy: subprocess.Popen[bytes] | None = None
+        self._ours: socket.socket | None = None
+        self._said: BinaryIO
+
+    def open(self) -> None:
+        """Log in at each, one after the other."""
+        if self._command:
+            # Paramiko's own ProxyCommand turns for ever once the program has ended, and drops what it said.
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
+            self._ours, its = socket.socketpair()
+            with its:
+                self._proxy = subprocess.Popen(
+                    ["/bin/sh", "-c", "exec " + self._command],
+                    stdin=its.fileno(),
+                    stdout=its.fileno(),
+                    stderr=self._said,
+                    start_new_session=True,
+                )
+            self.hops[0].connect_kwargs["sock"] = self._ours
+        self.hops[-1].open()
+
+    @property
+    def at(self) -> fabric.Connection:
+        """The first that is not open: where it went wrong."""
+        return next((hop for hop in self.hops if not hop.is_connected), self.hops[-1])
+
+    def proxy_said(self) -> str:
+        """The last line that a ProxyCommand which ended has left, or nothing."""
+        if self._proxy is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._proxy.wait(0.5)
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, size - 1000))
+        lines = self._said.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        """Also after a failed `open`, which leaves Fabric's own `close` without effect."""
+        for hop in reversed(self.hops):
+            hop.close()
+            hop.client.close()
+        if self._ours is not None:
+            self._ours.close()
+        if self._proxy is not None:
+            self._proxy.terminate()
+            try:
+                self._proxy.wait(2)
+            except subprocess.TimeoutExpired:
+                self._proxy.kill()
+                self._proxy.wait()
+            self._said.close()
+
+
+class _Hop(NamedTuple):
+    """user and port as they were given: None leaves them to ssh_config."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+
+def _jump(text: str) -> _Hop:
+    """One of `ssh -J`: [user@]host[:port], an IPv6 address with a port in brackets.
+
+    >>> _jump("ops@[::1]:2222")
+    _Hop(host='::1', user='ops', port=2222)
+    """
+    user, _, place = text.strip().rpartition("@")
+    host, _, port = place.rpartition(":")
+    if not host or (host.count(":") and not host.startswith("[")):
+        host, port = place, ""
+    if port and not port.isdigit():
+        raise BadInput(f"ProxyJump: {text.strip()!r} is not [user@]host[:port]")
+    return _Hop(host.removeprefix("[").removesuffix("]"), user or None, int(port) if port else None)
+
+
+def _way(
+    ssh_config: Any, target: _Hop, jump: str | None, command: str | None, seen: frozenset[_Hop] = frozenset()
+) -> tuple[list[_Hop], str | None]:
+    """All hops to `target` and the first one's ProxyCommand, from what was given or else from ssh_config."""
+    if jump is None and command is None:
+        found = ssh_config.lookup(target.host)
+        jump, command = found.get("proxyjump"), found.get("proxycommand")
+    jump, command = _unless_none(jump), _unless_none(command)
+    if not jump:
+        return [target], command
+    first, *others = (_jump(part) for part in jump.split(","))
+    if first in seen or first[::2] == target[::2]:
+        return [target], command  # `Host *` with a ProxyJump is about the jump host too
+    hops, command = _way(ssh_config, first, None, None, seen | {first})
+    return [*hops, *others, target], command
+
+
+def _route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
     import fabric
 
     from tcpfleet import hostkeys
 
     config = _fabric_config(how.ssh.config_file)
-    gateway: Any = _unless_none(how.ssh.proxy_command)
-    for jump in (_unless_none(how.ssh.proxy_jump) or "").split(",") if how.ssh.proxy_jump else ():
-        gateway = fabric.Connection(jump.strip(), config=config, gateway=gateway, connect_timeout=connect_timeout)
-    arguments: dict[str, Any] = {
-        "banner_timeout": connect_timeout,
-        "auth_timeout": connect_timeout,
-        "channel_timeout": connect_timeout,
-    }
-    if how.private_key_file:
-        arguments["key_filename"] = os.path.expanduser(how.private_key_file)
-        arguments["look_for_keys"] = False
-    if how.password is not None:
-        arguments["password"] = how.password
-    connection = fabric.Connection(
-        how.address,
-        user=how.user,
-        port=how.port,
-        config=config,
-        gateway=gateway,
-        connect_timeout=connect_timeout,
-        connect_kwargs=arguments,
-    )
-    hop: Any = connection
-    while hop is not None and not isinstance(hop, str):
+    target = _Hop(how.address, how.user, how.port)
+    way, command = _way(config.base_ssh_config, target, how.ssh.proxy_jump, how.ssh.proxy_command)
+    hops: list[fabric.Connection] = []
+    for one in way:
+        arguments: dict[str, Any] = {
+            "banner_timeout": connect_timeout,
+            "auth_timeout": connect_timeout,
+            "channel_timeout": connect_timeout,
+        }
+        if one is target and how.private_key_file:
+            arguments["key_filename"] = os.path.expanduser(how.private_key_file)
+            arguments["look_for_keys"] = False
+        if one is target and how.password is not None:
+            arguments["password"] = how.password.reveal()
+        hop = fabric.Connection(
+            one.host,
+            user=one.user,
+            port=one.port,
+            config=config,
+            gateway=hops[-1] if hops else False,
+            connect_timeout=connect_timeout,
+            connect_kwargs=arguments,
+        )
+        # ssh_config may name keys that are not there; one that the inventory names must be.
+        named = arguments.get("key_filename")
+        files = hop.connect_kwargs.get("key_filename") or []
+        hop.connect_kwargs["key_filename"] = [
+            file for file in files if file == named or os.path.isfile(os.path.expanduser(file))
+        ]
+        unlocked = [key for key in map(keys.unlocked, _identities(hop)) if key is not None]
+        if unlocked:
+            hop.connect_kwargs["pkey"] = unlocked[-1]
         asked = hop.ssh_config.get("stricthostkeychecking", "accept-new").lower()
         policy = how.ssh.host_keys or HOST_KEY_POLICIES.get(asked)
         if policy is None:
             raise BadInput(f"ssh_config for {hop.host}: StrictHostKeyChecking {asked!r} is not known")
-        files = how.ssh.known_hosts or shlex.split(hop.ssh_config.get("userknownhostsfile", "~/.ssh/known_hosts"))
-        paths = [Path(part).expanduser() for part in files]
-        paths += [Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2")]
-        hostkeys.trust(hop.client, policy, paths)
-        hop = hop.gateway
-    return connection
+        alias = hop.ssh_config.get("hostkeyalias")
+        trust = hostkeys.Trust(
+            alias or hop.host,
+            22 if alias else hop.port,
+            policy,
+            _known_hosts(how, hop.ssh_config),
+            hop.ssh_config.get("hashknownhosts", "no").lower() == "yes",
+        )
+        hop.client.set_missing_host_key_policy(trust)
+        hop.connect_kwargs["transport_factory"] = trust.transport
+        hops.append(hop)
+    if command:
+        first = hops[0]
+        tokens = {"%%": "%", "%h": first.host, "%n": way[0].host, "%p": str(first.port), "%r": first.user}
+        command = re.sub("%.", lambda found: tokens.get(found[0], found[0]), command)
+    return Route(hops, command)
+
+
+def _known_hosts(how: Connection, ssh_config: Mapping[str, str]) -> list[Path]:
+    """The user's files, of which the first is written to, and the machine's."""
+    own = how.ssh.known_hosts or shlex.split(ssh_config.get("userknownhostsfile", "~/.ssh/known_hosts"))
+    everyones = shlex.split(
+        ssh_config.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
+    )
+    for file in (*own, *everyones):
+        if "%" in file:
+            raise BadInput(f"UserKnownHostsFile {file}: % tokens are not supported")
+    return [Path(file).expanduser() for file in (*own, *everyones) if file.lower() != "none"]
+
+
+def _identities(hop: fabric.Connection) -> list[str]:
+    """The private keys that Paramiko will try for this hop."""
+    files = [os.path.expanduser(file) for file in hop.connect_kwargs.get("key_filename") or []]
+    if hop.connect_kwargs.get("look_for_keys", True):
+        files += [os.path.expanduser(f"~/.ssh/id_{kind}") for kind in ("rsa", "ecdsa", "ed25519")]
+    return [file.removesuffix("-cert.pub") for file in files]
 
 
 def _unless_none(setting: str | None) -> str | None:
@@ -334,46 +478,80 @@ def _unless_none(setting: str | None) -> str | None:
     return None if setting is None or setting.lower() == "none" else setting
 
 
-def _connect(how: Connection, connect_timeout: float) -> fabric.Connection:
-    """An open connection; every way in which that can fail becomes one sentence of Unreachable."""
+def _connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callable[[str], Secret]) -> Route:
+    """An open route; every way in which that can fail becomes one sentence of Unreachable."""
+    import paramiko
+
+    from tcpfleet.hostkeys import HostKeyRefused
+    from tcpfleet.keys import is_encrypted
+
+    attempt = 1
+    while True:
+        try:
+            route = _route(how, connect_timeout, keys)
+        except HostKeyRefused as error:
+            raise Unreachable(str(error)) from None
+        try:
+            route.open()
+            return route
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            reason, retry = _why_not(error, route, connect_timeout), _worth_a_retry(error)
+            # Paramiko tells of an encrypted key only if nothing else has failed after it.
+            identities = _identities(route.at) if _is_about_the_login(error, route.at) else []
+        finally:
+            if not route.hops[-1].is_connected:
+                route.close()
+        locked = [path for path in identities if is_encrypted(path) and keys.unlocked(path) is None]
+        if locked:
+            keys.unlock(locked[0], ask)
+        elif retry and attempt < CONNECT_TRIES:
+            time.sleep(random.uniform(0.2, 0.6) * attempt)  # noqa: S311 - jitter, not a secret
+            attempt += 1
+        else:
+            raise Unreachable(reason)
+
+
+def _is_about_the_login(error: Exception, at: fabric.Connection) -> bool:
+    """Also where Paramiko's last word is about the form of a key file, after each key was refused."""
+    import paramiko
+
+    from tcpfleet.hostkeys import HostKeyRefused
+
+    if isinstance(error, HostKeyRefused) or not isinstance(error, paramiko.SSHException):
+        return False
+    transport = at.client.get_transport()
+    asked = transport is not None and transport.initial_kex_done and transport.is_active()
+    return asked or isinstance(error, paramiko.AuthenticationException)
+
+
+def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
     import paramiko
     from paramiko.ssh_exception import NoValidConnectionsError
 
-    where = f"{how.address}:{how.port or 22}"
-    for attempt in range(1, CONNECT_TRIES + 1):
-        connection = _ssh_connection(how, connect_timeout)
-        try:
-            connection.open()
-            return connection
-        except paramiko.BadHostKeyException as error:
-            connection.close()
-            raise Unreachable(
-                f"the host key of {where} has changed: expected {error.expected_key.fingerprint}, got "
-                f"{error.key.fingerprint}; nothing was sent. If the host was reinstalled, remove its old line "
-                "from known_hosts"
-            ) from None
-        except paramiko.PasswordRequiredException:
-            reason = f"the private key {how.private_key_file or ''} is encrypted; load it into ssh-agent"
-        except paramiko.AuthenticationException as error:
-            user = how.user or getpass.getuser()
-            reason = f"{where} refused the login of user {user}: {' '.join(str(error).split())}"
-        except NoValidConnectionsError as error:
-            reason = f"no connection to {where}: {_os_reason(next(iter(error.errors.values())))}"
-        except socket.gaierror as error:
-            reason = f"the name {how.address} does not resolve: {error.strerror}"
-        except TimeoutError:
-            reason = f"no answer from {where} in {connect_timeout:g} s"
-        except FileNotFoundError as error:
-            reason = f"cannot read {error.filename}"
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            reason = f"SSH to {where} failed: {_os_reason(error)}"
-            if attempt < CONNECT_TRIES and _worth_a_retry(error):
-                connection.close()
-                time.sleep(random.uniform(0.2, 0.6) * attempt)  # noqa: S311 - jitter, not a secret
-                continue
-        connection.close()
-        raise Unreachable(reason) from None
-    raise AssertionError("not reached")
+    from tcpfleet.hostkeys import HostKeyRefused
+
+    at = route.at
+    where = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
+    if isinstance(error, HostKeyRefused):
+        return str(error)
+    if _is_about_the_login(error, at):
+        hint = ""
+        if "password" in getattr(error, "allowed_types", ()) and "password" not in at.connect_kwargs:
+            hint = "; give a password with --ask-pass"
+        told = _os_reason(error) if isinstance(error, paramiko.AuthenticationException) else "no key was accepted"
+        return f"{where} refused the login of user {at.user}: {told}{hint}"
+    if isinstance(error, NoValidConnectionsError):
+        return f"no connection to {where}: {_os_reason(next(iter(error.errors.values())))}"
+    if isinstance(error, paramiko.ChannelException):
+        return f"no connection to {where} through {at.gateway.host}: {error.text}"
+    if isinstance(error, socket.gaierror):
+        return f"the name {at.host} does not resolve: {error.strerror}"
+    if isinstance(error, TimeoutError):
+        return f"no answer from {where} in {connect_timeout:g} s"
+    if isinstance(error, FileNotFoundError):
+        return f"cannot read {error.filename}"
+    said = route.proxy_said()
+    return f"SSH to {where} failed: {_os_reason(error)}" + (f"; its ProxyCommand said: {said}" if said else "")
 
 
 def _worth_a_retry(error: BaseException) -> bool:
@@ -525,11 +703,25 @@ class Session:
             self._stream.close(15.0)  # an agent ends its children first
 
 
-def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNECT_TIMEOUT) -> Session:
+def nobody_to_ask(question: str) -> Secret:
+    """Answers no question."""
+    raise EOFError(question)
+
+
+def open_session(
+    host: Host,
+    how: Connection,
+    *,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    keys: Keyring | None = None,
+    ask: Callable[[str], Secret] = nobody_to_ask,
+) -> Session:
     """Connect to a host and start its agent.
 
     :param how: `Inventory.connection(host)`.
     :param connect_timeout: seconds for the connection, and again for the agent's first word.
+    :param keys: the command's unlocked keys.
+    :param ask: gets the passphrase of an encrypted key; EOFError where nobody can be asked.
     :raises Unreachable: one sentence on why: no route, refused, login, host key, silence ...
     :raises HostFailed: it was reached, and no agent can run there: no python3, or too old a one.
     """
@@ -545,11 +737,13 @@ def open_session(host: Host, how: Connection, *, connect_timeout: float = CONNEC
         except OSError as error:
             raise HostFailed(f"cannot start {python}: {error.strerror}") from None
     else:
-        connection = _connect(how, connect_timeout)
+        from tcpfleet.keys import Keyring
+
+        route = _connect(how, connect_timeout, Keyring() if keys is None else keys, ask)
         try:
-            stream = SshStream(connection, "exec " + shlex.join(argv), connect_timeout)
+            stream = SshStream(route, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
-            connection.close()
+            route.close()
             raise Unreachable(f"no session: {_os_reason(error)}") from None
     try:
         return _greet(host, python, stream, token.encode(), data, connect_timeout)

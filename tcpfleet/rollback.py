@@ -20,6 +20,7 @@ from tcpfleet.cli import Answer, Options
 from tcpfleet.errors import EXIT_HOST_FAILED, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 from tcpfleet.link import Become
+from tcpfleet.secret import Secret
 
 if TYPE_CHECKING:
     from tcpfleet.link import Session
@@ -116,7 +117,7 @@ class _Journals:
     runs: list[dict[str, Any]]
 
 
-def _journals(session: Session, password: str | None, user: str, found: HostRollback) -> list[_Journals]:
+def _journals(session: Session, password: Secret | None, user: str, found: HostRollback) -> list[_Journals]:
     """The journals of the login, of root (or whom the inventory says to become), and of `user`.
 
     :raises HostFailed: when an identity that was asked for cannot be had, or a folder cannot be read.
@@ -205,7 +206,7 @@ def _undo_run(
     )
 
 
-def take_back(session: Session, password: str | None, run: str) -> Undone:
+def take_back(session: Session, password: Secret | None, run: str) -> Undone:
     """Undoes a run over the very connection that made it.
 
     :raises HostFailed: when that cannot be done, or nothing was journalled.

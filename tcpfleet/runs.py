@@ -17,6 +17,7 @@ from typing import Any
 
 from tcpfleet.cli import ROOT
 from tcpfleet.errors import BadInput
+from tcpfleet.secret import redacted
 
 REPORTS = ROOT / "reports"
 _RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
@@ -78,7 +79,7 @@ def folders() -> list[Path]:
 def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:
     """Replace a JSON file whole: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.new")
-    draft.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(redacted(data), indent=indent) + "\n", encoding="utf-8")
     draft.replace(path)
 
 

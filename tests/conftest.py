@@ -39,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=no_lab))
 
 
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one process every password is starred in all that is printed; each test has its own."""
+    monkeypatch.setattr("tcpfleet.secret._forms", set())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """The whole run fails on a process, mount, interface, cgroup or descriptor that it leaves."""

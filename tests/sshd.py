@@ -1,13 +1,18 @@
-"""A second sshd on a lab host whose log tells how many connections and channels it was asked for.
+"""Real sshds for tests: one on this machine for its own user, and a second one on a lab host.
 
-OpenSSH names channels only at LogLevel DEBUG1, which no host should run at; so this one listens on a port of its
-own, with the host's keys and settings, for as long as it is needed.
+OpenSSH tells what a client has sent, and names channels, only at LogLevel DEBUG, which no host should run at; so
+these listen on ports of their own for as long as they are needed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import subprocess
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 PORT = 2299
@@ -52,3 +57,68 @@ class CountingSshd:
         if done.returncode:
             raise RuntimeError(f"{script}: exit {done.returncode}: {done.stdout}")
         return done.stdout
+
+
+class LocalSshd:
+    """An sshd on this machine that lets its own user in with `key`; leave the context to end it.
+
+    :param folder: for its files; the client's key lies there as `id`, host keys as `host_TYPE`.
+    :param options: lines of sshd_config.
+    :param kinds: of host keys.
+    :ivar port: where it listens, on 127.0.0.1 and on ::1.
+    """
+
+    def __init__(self, folder: Path, *options: str, kinds: Sequence[str] = ("ed25519",)) -> None:
+        self.folder, self._log = folder, folder / "sshd.log"
+        folder.mkdir(exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.key = folder / "id"
+        if not self.key.exists():
+            keygen("-f", self.key)
+        (folder / "authorized").write_text(self.key.with_suffix(".pub").read_text())
+        for kind in kinds:
+            if not (folder / f"host_{kind}").exists():
+                keygen("-t", kind, "-f", folder / f"host_{kind}")
+        self.config = folder / "sshd_config"
+        lines = [f"HostKey {folder}/host_{kind}" for kind in kinds]
+        lines += [f"ListenAddress 127.0.0.1:{self.port}", f"ListenAddress [::1]:{self.port}", "UsePAM no"]
+        lines += [f"AuthorizedKeysFile {folder}/authorized", "StrictModes no", "PidFile none", "LogLevel DEBUG3"]
+        self.config.write_text("\n".join([*options, *lines]) + "\n")
+
+    def __enter__(self) -> LocalSshd:
+        with contextlib.suppress(OSError):  # where it is missing, no sshd of this machine has been started yet
+            os.mkdir("/run/sshd", 0o755)
+        self._process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", self.config, "-E", self._log])
+        deadline = time.monotonic() + 10
+        while "Server listening on ::1" not in self.log:
+            assert self._process.poll() is None and time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    @property
+    def log(self) -> str:
+        """What it has said since the start."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def known(self, kind: str = "ed25519", name: str = "") -> str:
+        """The line of known_hosts for it."""
+        return f"{name or f'[127.0.0.1]:{self.port}'} {public(self.folder / f'host_{kind}')}\n"
+
+
+def keygen(*words: str | Path) -> None:
+    """Make a key or a certificate; ed25519 without a passphrase unless `words` say otherwise."""
+    given = [*map(str, words)]
+    if "-s" not in given and "-N" not in given:
+        given += ["-N", ""]
+    kind = [] if {"-t", "-s"} & {*given} else ["-t", "ed25519"]
+    subprocess.run(["ssh-keygen", "-q", *kind, *given], check=True, stdin=subprocess.DEVNULL)
+
+
+def public(key: Path) -> str:
+    """Type and base64 of a key's public half."""
+    return " ".join(key.with_name(key.name + ".pub").read_text().split()[:2])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadInput
+from ..secret import Secret, secret
 from .document import Place
 from .names import checked_port
 
@@ -156,13 +157,13 @@ class Connection:
     address: str
     port: int | None = None
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: Secret | None = None
     python: str | None = None
     private_key_file: str | None = None
     become: bool = False
     become_user: str = "root"
     become_method: str = "sudo"
-    become_password: str | None = field(default=None, repr=False)
+    become_password: Secret | None = None
     become_exe: str | None = None
     ssh: SshArgs = field(default_factory=SshArgs)
 
@@ -315,13 +316,13 @@ def make_connection(
         address=values.get("ansible_host", name),
         port=values.get("ansible_port"),
         user=values.get("ansible_user"),
-        password=values.get("ansible_password"),
+        password=secret(values.get("ansible_password")),
         python=python,
         private_key_file=values.get("ansible_ssh_private_key_file"),
         become=values.get("ansible_become", False),
         become_user=values.get("ansible_become_user", "root"),
         become_method=values.get("ansible_become_method", "sudo"),
-        become_password=values.get("ansible_become_password"),
+        become_password=secret(values.get("ansible_become_password")),
         become_exe=values.get("ansible_become_exe"),
         ssh=values.get("ansible_ssh_common_args", SshArgs()),
     )

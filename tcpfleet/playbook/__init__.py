@@ -25,6 +25,7 @@ from tcpfleet.playbook.parse import Known, parse, read_vars, shown
 from tcpfleet.playbook.results import HostRecap, ItemResult, Recap, TaskRecord, TaskResult
 from tcpfleet.playbook.source import PlaybookErrors, Problems, Where, where_of
 from tcpfleet.playbook.variables import HostState, Inventory, RunVariables, Scope
+from tcpfleet.secret import Secret
 
 __all__ = [
     "HostRecap",
@@ -143,7 +144,7 @@ class Playbook:
         tags: Sequence[str] = (),
         skip_tags: Sequence[str] = (),
         start_at: str = "",
-        become_password: str | None = None,
+        become_password: Secret | None = None,
         journal: Mapping[str, str] | None = None,
     ) -> Recap:
         """Runs all plays; nothing is done on any host before everything has been checked.

@@ -22,6 +22,7 @@ from tcpfleet.playbook.names import strings
 from tcpfleet.playbook.results import CENSORED, ItemResult, Status, TaskResult
 from tcpfleet.playbook.source import where_of
 from tcpfleet.playbook.variables import ANY_FACT, HostState, RunVariables, Scope
+from tcpfleet.secret import Secret
 
 GATHERING = 0  # number of the task that gathers facts; those of a playbook begin with 1
 _RETRIES, _DELAY = 3, 5.0  # Ansible's defaults: further attempts, seconds between them
@@ -42,7 +43,7 @@ class Options:
     limit: str | Sequence[str] | None = None
     tags: frozenset[str] = frozenset()
     skip_tags: frozenset[str] = frozenset()
-    become_password: str | None = None
+    become_password: Secret | None = None
     start_at: str = ""
     journal: Mapping[str, str] | None = None
 
@@ -404,7 +405,7 @@ class Chain:
         return Become(
             user=str(user),
             method=str(setting("ansible_become_method") or task.become_method or "sudo"),
-            password=self._options.become_password if password is None else str(password),
+            password=self._options.become_password if password is None else Secret(str(password)),
             exe=str(setting("ansible_become_exe") or "sudo"),
         )
 

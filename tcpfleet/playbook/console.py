@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from tcpfleet.playbook.engine import Reporter
 from tcpfleet.playbook.model import Play, Task
 from tcpfleet.playbook.results import ItemResult, Recap, Status, TaskResult, plain
+from tcpfleet.secret import printable
 
 _WIDTH = 79
 
@@ -72,7 +73,7 @@ class ConsoleReporter(Reporter):
 
     def _line(self, text: str, end: str = "\n") -> None:
         if text or end:
-            self._stream.write(text + end)
+            self._stream.write(printable(text) + end)
             self._stream.flush()
 
 

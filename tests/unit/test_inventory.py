@@ -25,6 +25,7 @@ from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.inventory import Host, Inventory, Place, graph, parse_ssh_args, to_json, views
 from tcpfleet.inventory.document import MAX_BYTES, parse
 from tcpfleet.inventory.ini_source import parse_value
+from tcpfleet.secret import Secret
 
 CASES = {
     path.stem: yaml.safe_load(path.read_text())
@@ -71,7 +72,7 @@ def test_case(loaded: tuple[dict[str, Any], Inventory, Path]) -> None:
                 ssh = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(found.ssh).items()}
                 assert {key: v for key, v in ssh.items() if v} == value
             else:
-                assert getattr(found, name) == value, (host, name)
+                assert getattr(found, name) == (Secret(value) if "password" in name else value), (host, name)
     said = [warning.removeprefix(f"{path}/") for warning in inventory.warnings]
     expected = case.get("warnings", [])
     assert len(said) == len(expected) or not expected, said
@@ -211,7 +212,7 @@ def test_passwords_are_shown_nowhere(tmp_path: Path) -> None:
     shown = graph(inventory, show_vars=True) + json.dumps(to_json(inventory)) + repr(inventory.hosts)
     assert "canary" not in shown + repr(inventory.connection("x"))
     assert "{other = seen}" in shown
-    assert inventory.connection("x").password == "canary"
+    assert inventory.connection("x").password == Secret("canary")
 
 
 def test_bad_password_is_not_repeated(tmp_path: Path) -> None:

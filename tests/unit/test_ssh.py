@@ -1,0 +1,331 @@
+"""Logins over SSH, against a real sshd of this machine: host keys, keys, jump hosts, and what a refusal says."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcpfleet import link
+from tcpfleet.errors import Unreachable
+from tcpfleet.hostkeys import hashed
+from tcpfleet.inventory import Host
+from tcpfleet.inventory.connection import make_connection
+from tcpfleet.secret import Secret
+from tests.sshd import LocalSshd, keygen, public
+
+pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="there is no sshd here")
+HOST = Host("h", {}, ())
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSshd]:
+    folder = tmp_path_factory.mktemp("sshd")
+    keygen("-f", folder / "ca")
+    keygen("-f", folder / "host_ed25519")
+    keygen("-s", folder / "ca", "-h", "-I", "h", "-n", "127.0.0.1", folder / "host_ed25519.pub")
+    options = (f"HostCertificate {folder}/host_ed25519-cert.pub", f"TrustedUserCAKeys {folder}/ca.pub")
+    with LocalSshd(folder, *options, kinds=("ed25519", "rsa", "ecdsa")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without keys, agent and settings."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return home
+
+
+def login(
+    sshd: LocalSshd, ssh: str = "", ask: Any = link.nobody_to_ask, timeout: float = 5.0, **settings: Any
+) -> dict[str, Any]:
+    """One login and a ping; returns what the agent said of itself.
+
+    :param ssh: ansible_ssh_common_args.
+    """
+    given = {
+        "ansible_host": "127.0.0.1",
+        "ansible_port": sshd.port,
+        "ansible_ssh_private_key_file": str(sshd.key),
+        "ansible_ssh_common_args": ssh,
+    } | settings
+    how = make_connection("h", {f"{name}": value for name, value in given.items() if value})
+    session = link.open_session(HOST, how, connect_timeout=timeout, ask=ask)
+    try:
+        assert session.call("ping", {})["ping"] == "pong"
+        return session.hello
+    finally:
+        session.close()
+
+
+def known(path: Path, *lines: str, policy: str = "yes") -> str:
+    path.write_text("".join(lines))
+    return f"-o UserKnownHostsFile={path} -o StrictHostKeyChecking={policy}"
+
+
+# -- host keys ---------------------------------------------------------------------------------------------
+
+# {name} is [127.0.0.1]:PORT, {hashed} that name hashed, {key} the server's, {other} a stranger's, {ca} the
+# authority's that signed the server's certificate.
+GOOD = {
+    "plain": "{name} {key}\n",
+    "hashed": "{hashed} {key}\n",
+    "pattern": "[127.0.0.*]:* {key}\n",
+    "the name without its port": "127.0.0.1 {key}\n",
+    "among damaged lines": "x\n{name} ssh-ed25519 AAA!\n|1|x|y {key}\n@what {name} {key}\n\0\n{name} {key}\n",
+    "only its rsa key is known": "{name} {rsa}\n",
+    "only its ecdsa key is known": "{name} {ecdsa}\n",
+    "a host certificate": "@cert-authority [127.0.0.1]:* {ca}\n",
+    "a certificate beside a stale key of a pattern": "@cert-authority * {ca}\n@cert-authority * {other}\n",
+    "the key of an unknown authority's certificate": "@cert-authority * {other}\n{name} {key}\n",
+    "somebody else's revoked key": "@revoked * {other}\n{name} {key}\n",
+}
+BAD = {
+    "nothing is known": ("", "is not in .* and the policy is strict"),
+    "changed": ("{name} {other}\n", "has changed: .*known:1 has SHA256:.*nothing was sent"),
+    "changed, hashed": ("{hashed} {other}\n", "has changed"),
+    "changed, pattern": ("[127.0.0.*]:* {other}\n", "has changed"),
+    "excluded by the pattern": ("*,!{name},!127.0.0.1 {key}\n", "is not in"),
+    "revoked": ("{name} {key}\n@revoked * {key}\n", "is @revoked at .*known:2"),
+    "authority revoked": ("@cert-authority * {ca}\n@revoked * {ca}\n", "certificate authority .* is @revoked"),
+    "another authority": ("@cert-authority * {other}\n", "shows no host certificate of the authority at"),
+}
+
+
+def filled(sshd: LocalSshd, text: str, stranger: Path) -> str:
+    if not stranger.exists():
+        keygen("-f", stranger)
+    name = f"[127.0.0.1]:{sshd.port}"
+    keys = {kind: public(sshd.folder / f"host_{kind}") for kind in ("ed25519", "rsa", "ecdsa")}
+    key = keys.pop("ed25519")
+    return text.format(
+        name=name, hashed=hashed(name), key=key, other=public(stranger), ca=public(sshd.folder / "ca"), **keys
+    )
+
+
+@pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
+def test_a_known_host_key(sshd: LocalSshd, tmp_path: Path, text: str) -> None:
+    assert login(sshd, known(tmp_path / "known", filled(sshd, text, tmp_path / "stranger")))["uid"] == os.getuid()
+
+
+# Policies under which it is as bad as that; all of them where nothing is said.
+ONLY = {
+    "nothing is known": ("yes",),
+    "excluded by the pattern": ("yes",),
+    "another authority": ("yes", "accept-new"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [(name, policy) for name in BAD for policy in ONLY.get(name, ("yes", "accept-new", "no"))]
+)
+def test_a_bad_host_key_gets_no_login(sshd: LocalSshd, tmp_path: Path, name: str, policy: str) -> None:
+    """Nothing of a login, no name, password or signature, is sent: sshd's own log tells."""
+    text, said = BAD[name]
+    before, file = len(sshd.log), tmp_path / "known"
+    args = known(file, filled(sshd, text, tmp_path / "stranger"), policy=policy)
+    learnt = file.read_text()
+    with pytest.raises(Unreachable, match=said):
+        login(sshd, args, ansible_password="canary-password")
+    time.sleep(0.05)
+    log = sshd.log[before:]
+    assert "expecting SSH2_MSG_NEWKEYS" in log and "userauth-request" not in log
+    assert file.read_text() == learnt
+
+
+def test_an_accepted_sshd_log_has_the_words_that_the_test_above_looks_for(sshd: LocalSshd, tmp_path: Path) -> None:
+    before = len(sshd.log)
+    login(sshd, known(tmp_path / "known", sshd.known()))
+    assert "expecting SSH2_MSG_NEWKEYS" in sshd.log[before:] and "userauth-request" in sshd.log[before:]
+
+
+@pytest.mark.parametrize("policy", ["accept-new", "no"])
+@pytest.mark.parametrize("hashing", ["no", "yes"])
+def test_a_new_host_key(sshd: LocalSshd, tmp_path: Path, home: Path, policy: str, hashing: str) -> None:
+    (home / ".ssh" / "config").write_text(
+        f"HashKnownHosts {hashing}\nUserKnownHostsFile ~/.ssh/mine ~/.ssh/other\n"
+    )
+    mine = home / ".ssh" / "mine"
+    mine.write_text("# no newline at its end")
+    for _ in range(2):
+        login(sshd, f"-o StrictHostKeyChecking={policy} -F {home}/.ssh/config")
+    lines = mine.read_text().splitlines()
+    assert lines[0] == "# no newline at its end" and not (home / ".ssh" / "other").exists()
+    assert len(lines) == (2 if policy == "accept-new" else 1)
+    if policy == "accept-new":
+        name = f"[127.0.0.1]:{sshd.port}"
+        assert lines[1].startswith("|1|" if hashing == "yes" else name + " ")
+        found = subprocess.run(
+            ["ssh-keygen", "-F", name, "-f", mine], stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert public(sshd.folder / "host_ed25519") in found.stdout  # OpenSSH reads what was written
+
+
+def test_a_new_host_key_that_cannot_be_written_down(sshd: LocalSshd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unreachable, match=r"cannot be (read|written to) .*known: Not a directory|cannot read"):
+        login(sshd, f"-o UserKnownHostsFile={tmp_path}/file/known")
+
+
+CERTIFICATES = {
+    "for another name": (("-n", "10.0.0.1"), "is for 10.0.0.1"),
+    "for a pattern of names": (("-n", "127.0.0.?"), None),
+    "for every name": ((), None),
+    "expired": (("-n", "127.0.0.1", "-V", "20200101:20200102"), "is not valid at this time"),
+    "not valid yet": (("-n", "127.0.0.1", "-V", "+1d:+2d"), "is not valid at this time"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), CERTIFICATES.values(), ids=CERTIFICATES)
+def test_host_certificates(tmp_path: Path, words: tuple[str, ...], said: str | None) -> None:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    keygen("-f", folder / "ca")
+    keygen("-f", folder / "host_ed25519")
+    keygen("-s", folder / "ca", "-h", "-I", "h", *words, folder / "host_ed25519.pub")
+    with LocalSshd(folder, f"HostCertificate {folder}/host_ed25519-cert.pub") as sshd:
+        args = known(tmp_path / "known", f"@cert-authority * {public(folder / 'ca')}\n")
+        if said is None:
+            login(sshd, args)
+            return
+        with pytest.raises(Unreachable, match=said):
+            login(sshd, args)
+        assert "userauth-request" not in sshd.log
+
+
+def test_an_alias_of_the_host_key(sshd: LocalSshd, tmp_path: Path, home: Path) -> None:
+    config = home / ".ssh" / "config"
+    config.write_text("Host *\n  HostKeyAlias balanced\n")
+    login(sshd, known(tmp_path / "known", sshd.known(name="balanced")) + f" -F {config}")
+
+
+# -- who logs in -------------------------------------------------------------------------------------------
+
+
+def trusted(sshd: LocalSshd, tmp_path: Path) -> str:
+    names = f"[127.0.0.1]:{sshd.port},[::1]:{sshd.port}"
+    return known(tmp_path / "known", sshd.known(name=names))
+
+
+def copied(sshd: LocalSshd, to: Path, phrase: str = "") -> Path:
+    shutil.copy(sshd.key, to)
+    if phrase:
+        subprocess.run(["ssh-keygen", "-q", "-p", "-f", to, "-P", "", "-N", phrase], check=True)
+    return to
+
+
+@pytest.mark.parametrize("form", ["named", "default", "ssh_config"])
+def test_an_encrypted_key_asks_for_its_passphrase(sshd: LocalSshd, tmp_path: Path, home: Path, form: str) -> None:
+    key = copied(sshd, home / ".ssh" / ("id_ed25519" if form == "default" else "mine"), "right phrase")
+    config = home / ".ssh" / "config"
+    config.write_text(f"IdentityFile ~/.ssh/mine\nIdentityFile {home}/missing\n" if form == "ssh_config" else "\n")
+    args = trusted(sshd, tmp_path) + f" -F {config}"
+    file = str(key) if form == "named" else ""
+    asked: list[str] = []
+
+    def ask(question: str) -> Secret:
+        asked.append(question)
+        return Secret("right phrase")
+
+    login(sshd, args, ask, ansible_ssh_private_key_file=file)
+    assert asked == [f"passphrase for {key}: "]
+    with pytest.raises(Unreachable, match="is encrypted: load it into ssh-agent"):
+        login(sshd, args, ansible_ssh_private_key_file=file)
+    with pytest.raises(Unreachable, match=r"passphrase for .* is wrong"):
+        login(sshd, args, lambda question: Secret("wrong"), ansible_ssh_private_key_file=file)
+
+
+def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = copied(sshd, tmp_path / "mine", "phrase")
+    socket = str(tmp_path / "agent")
+    with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as agent:
+        try:
+            while not os.path.exists(socket):
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+            subprocess.run(["ssh-add", "-q", sshd.key], check=True)
+            login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+            login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file=str(key))  # nobody was asked
+        finally:
+            agent.terminate()
+
+
+def test_a_user_certificate(sshd: LocalSshd, tmp_path: Path) -> None:
+    import getpass
+
+    for kind in ("ed25519", "rsa", "ecdsa"):
+        key = tmp_path / kind
+        keygen("-t", kind, "-f", key)
+        with pytest.raises(Unreachable, match="refused the login"):
+            login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file=str(key))
+        keygen("-s", sshd.folder / "ca", "-I", "me", "-n", getpass.getuser(), key.with_suffix(".pub"))
+        login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file=str(key))
+
+
+# -- the way there -----------------------------------------------------------------------------------------
+
+WAYS = {
+    "IPv6": {"ansible_host": "::1"},
+    "a jump host": "-o ProxyJump=127.0.0.1:{port}",
+    "a chain of jump hosts, IPv6 among them": "-o ProxyJump=127.0.0.1:{port},[::1]:{port},{user}@localhost:{port}",
+    "ProxyCommand": "-o 'ProxyCommand={ssh} -W %h:%p 127.0.0.1'",
+    "ProxyCommand that is chatty": "-o 'ProxyCommand={ssh} -v -W %h:%p 127.0.0.1'",
+    "none": "-o ProxyJump=none -F {config}",
+    "ProxyJump of ssh_config": "-F {config}",
+    "ProxyCommand of ssh_config": "-F {config}2",
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_ways_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, way: str | dict[str, str]) -> None:
+    import getpass
+
+    copied(sshd, home / ".ssh" / "id_ed25519")  # a jump host gets the user's own keys
+    config = home / ".ssh" / "config"
+    ssh = f"ssh -F none -i {sshd.key} -p {sshd.port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    config.write_text(f"Host *\n  ProxyJump {'x' if way == WAYS['none'] else f'localhost:{sshd.port}'}\n")
+    config.with_name("config2").write_text(f"Host *\n  ProxyCommand {ssh} -W %h:%p 127.0.0.1\n")
+    names = ",".join(f"[{name}]:{sshd.port}" for name in ("127.0.0.1", "::1", "localhost"))
+    args = known(tmp_path / "known", sshd.known(name=names))
+    if isinstance(way, str):
+        args += " " + way.format(port=sshd.port, user=getpass.getuser(), config=config, ssh=ssh)
+    login(sshd, args, **(way if isinstance(way, dict) else {}))
+
+
+NO_WAY = {
+    "a jump host whose key has changed": ("-o ProxyJump=localhost:{port}", "host key of .localhost.* has changed"),
+    "a jump host that is not there": (
+        "-o ProxyJump=127.0.0.1:1",
+        "no connection to 127.0.0.1:1: Connection refused",
+    ),
+    "nothing behind the jump host": (
+        "-o ProxyJump=127.0.0.1:{port}",
+        "no connection to 127.0.0.1:1 through 127.0.0.1: Connect failed",
+    ),
+    "a ProxyCommand that is not there": (
+        "-o ProxyCommand=/nowhere/nc",
+        "ProxyCommand said: .*/nowhere/nc: not found",
+    ),
+    "a ProxyCommand that says nothing": ("-o 'ProxyCommand=sleep 60'", "SSH to .* failed|no answer"),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), NO_WAY.values(), ids=NO_WAY)
+def test_no_way_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, args: str, said: str) -> None:
+    copied(sshd, home / ".ssh" / "id_ed25519")
+    keygen("-f", tmp_path / "stranger")
+    lines = [sshd.known(), f"[localhost]:{sshd.port} {public(tmp_path / 'stranger')}\n"]
+    behind = {"ansible_port": 1} if "through" in said else {}
+    before = {pid for pid in os.listdir("/proc") if pid.isdigit()}
+    with pytest.raises(Unreachable, match=said):
+        login(sshd, known(tmp_path / "known", *lines) + " " + args.format(port=sshd.port), timeout=2, **behind)
+    time.sleep(0.05)
+    left = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit() and pid not in before]
+    assert not [path for path in left if path.exists() and b"sleep\x0060" in path.read_bytes()]
