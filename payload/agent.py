@@ -15,6 +15,7 @@ The password is written only after sudo's random prompt token has been seen.
 
 import binascii
 import collections
+import errno
 import fcntl
 import os
 import pwd
@@ -109,6 +110,7 @@ class Agent(object):
         self._write_lock = threading.Lock()
         self._heard = time.monotonic()
         self._becomes = {}  # identity -> Become
+        self._wrong = {}  # (sudo, password) -> sentence: a second try could lock the user out
         self._journal = None  # of the run whose steps were sent last
 
     # -- the three threads: this one works, one reads, one sends beats ------------------------------
@@ -129,7 +131,7 @@ class Agent(object):
             self._answer(message)
 
     def _read(self):
-        decoder = wire.Decoder()
+        decoder = wire.Decoder(wire.FROM_CONTROLLER)
         try:
             while True:
                 ready, _, _ = select.select([self.read_fd], [], [], 1.0)
@@ -146,8 +148,6 @@ class Agent(object):
                         self._inbox.put(message)
                     elif message.get("type") == "bye":
                         self._inbox.put(None)
-                    elif message.get("type") != "beat":
-                        raise wire.ProtocolError("unknown message type {!r}".format(message.get("type")))
         except (OSError, wire.ProtocolError) as error:
             sys.stderr.write("tcpfleet agent: {}\n".format(error))
         self.stop.set()
@@ -241,7 +241,14 @@ class Agent(object):
     def _as(self, become):
         key = (become.get("exe"), become["user"])
         if key not in self._becomes or not self._becomes[key].alive():
-            self._becomes[key] = Become(self, become)
+            secret = (become.get("exe"), become.get("password"))
+            if secret in self._wrong:
+                raise BecomeError(self._wrong[secret])
+            try:
+                self._becomes[key] = Become(self, become)
+            except WrongPassword as error:
+                self._wrong[secret] = str(error)
+                raise
         return self._becomes[key]
 
 
@@ -276,6 +283,10 @@ class BecomeError(Exception):
     """The identity asked for could not be had; the text is for the user."""
 
 
+class WrongPassword(BecomeError):
+    """sudo asked again."""
+
+
 class Become(object):
     """A child agent running as another user through sudo."""
 
@@ -302,9 +313,14 @@ class Become(object):
                 start_new_session=True,
             )
         except OSError as error:
-            raise BecomeError("cannot become {}: {} cannot be started ({})".format(self.user, exe, error.strerror))
+            why = error.strerror
+            if error.errno == errno.ENOENT:
+                why = "there is no {} on this host; install it, log in as {}, or set ansible_become_exe".format(
+                    exe, self.user
+                )
+            raise BecomeError("cannot become {}: {}".format(self.user, why))
         self._lock = threading.Lock()
-        self._decoder = wire.Decoder()
+        self._decoder = wire.Decoder(wire.FROM_AGENT)
         self._number = 0
         try:
             rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.payload.archive)
@@ -342,7 +358,7 @@ class Become(object):
                         "cannot become {}: sudo wants a password; give one with --ask-sudo-pass".format(self.user)
                     )
                 if asked:
-                    raise BecomeError("cannot become {}: sudo says the password is wrong".format(self.user))
+                    raise WrongPassword("cannot become {}: sudo says the password is wrong".format(self.user))
                 asked = True
                 err = err.partition(prompt)[2]
                 self._write(password.encode("utf-8") + b"\n")
@@ -356,6 +372,8 @@ class Become(object):
                 return rest
             if stdout not in watched:
                 said = " ".join(err.decode("utf-8", "replace").split())
+                if "tty" in said:  # in every language
+                    said += "; sudoers has `Defaults requiretty`: turn it off for this user"
                 raise BecomeError("cannot become {}: {}".format(self.user, said or "sudo ended without a word"))
 
     def _drain(self):

@@ -11,6 +11,7 @@ Python 2.7, so that an old interpreter can be named instead of dying with a synt
 """
 
 import os
+import stat
 import sys
 
 token, digest, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -44,43 +45,85 @@ def cache_directory():
     return os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".cache", "tcpfleet")
 
 
-def cached():
-    try:
-        fd = os.open(os.path.join(cache_directory(), "agent-" + digest), os.O_RDONLY | os.O_NOFOLLOW)
+class Cache(object):
+    """~/.cache/tcpfleet, held open: its name may come to lead elsewhere, it does not.
+
+    Raises OSError where someone else owns it or may write there, or so in the home or ~/.cache above it.
+    """
+
+    def __init__(self, make=False):
+        home, cache, own = cache_directory().rsplit("/", 2)
+        self.fd = None
+        try:
+            for name in (home, cache, own):
+                if make and self.fd is not None:
+                    try:
+                        os.mkdir(name, 0o700, dir_fd=self.fd)
+                    except FileExistsError:
+                        pass
+                flags = os.O_RDONLY | os.O_DIRECTORY | (0 if self.fd is None else os.O_NOFOLLOW)
+                self.enter(os.open(name, flags, dir_fd=self.fd), name)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def enter(self, fd, name):
+        above, self.fd = self.fd, fd
+        if above is not None:
+            os.close(above)
+        if not is_private(os.fstat(fd)):
+            raise OSError(name + " can be written by others")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def read(self, name, most=-1):
+        # A FIFO would be waited for.
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.fd)
         with os.fdopen(fd, "rb") as copy:
-            data = copy.read(size + 1)
-    except (OSError, IOError, KeyError):
-        return None
-    return data if matches(data) else None
+            state = os.fstat(fd)
+            if not (stat.S_ISREG(state.st_mode) and is_private(state)):
+                raise OSError(name + " can be written by others")
+            return copy.read(most)
+
+    def put(self, name, data):
+        draft = "new-" + token
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=self.fd)
+        try:
+            with os.fdopen(fd, "wb") as copy:
+                copy.write(data)
+            os.rename(draft, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except (OSError, IOError):
+            os.unlink(draft, dir_fd=self.fd)
+            raise
 
 
 def is_private(state):
     return state.st_uid == os.geteuid() and not state.st_mode & 0o022
 
 
-def put(place, name, data):
-    draft = os.path.join(place, "new-" + token)
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+def cached():
     try:
-        with os.fdopen(fd, "wb") as copy:
-            copy.write(data)
-        os.rename(draft, os.path.join(place, name))
-    except (OSError, IOError):
-        os.unlink(draft)
-        raise
+        with Cache() as cache:
+            data = cache.read("agent-" + digest, size + 1)
+    except (OSError, IOError, KeyError):
+        return None
+    return data if matches(data) else None
 
 
 def keep(data):
     """Store the archive; returns why that was not possible, or None. Then it is simply sent again next time."""
     try:
-        place = cache_directory()
-        os.makedirs(place, 0o700, exist_ok=True)
-        if not is_private(os.lstat(place)):
-            return place + " can be written by others"
-        put(place, "agent-" + digest, data)
-        for name in os.listdir(place):
-            if name.startswith(("agent-", "code-")) and digest not in name:
-                os.unlink(os.path.join(place, name))
+        with Cache(make=True) as cache:
+            cache.put("agent-" + digest, data)
+            for name in os.listdir(cache.fd):
+                if name.startswith(("agent-", "code-")) and digest not in name:
+                    os.unlink(name, dir_fd=cache.fd)
     except (OSError, IOError, KeyError) as error:
         return str(error)
     return None
@@ -154,14 +197,11 @@ class Payload(object):
         import hashlib
 
         try:
-            place = cache_directory()
-            fd = os.open(os.path.join(place, self._kept), os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(fd, "rb") as copy:
-                if not (is_private(os.lstat(place)) and is_private(os.fstat(fd))):
-                    return None
-                check, body = copy.read(32), copy.read()
+            with Cache() as cache:
+                kept = cache.read(self._kept)
         except (OSError, KeyError):
             return None
+        check, body = kept[:32], kept[32:]
         # Half a file, after a crash, would crash the interpreter.
         return marshal.loads(body) if hashlib.sha256(body).digest() == check else None  # noqa: S302
 
@@ -173,8 +213,8 @@ class Payload(object):
 
         body = marshal.dumps((self.names, self._code))
         try:
-            if is_private(os.lstat(cache_directory())):
-                put(cache_directory(), self._kept, hashlib.sha256(body).digest() + body)
+            with Cache() as cache:
+                cache.put(self._kept, hashlib.sha256(body).digest() + body)
         except (OSError, KeyError):
             pass
         self._fresh = False

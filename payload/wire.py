@@ -1,7 +1,8 @@
 """Frames between the controller and an agent: a 4-byte big-endian length, then that many bytes of JSON.
 
-Both sides use this module, so the two ends cannot disagree. A frame is one JSON object. What arrives is
-bounded (MAX_FRAME) before anything is allocated for it, and anything that is not a frame is a ProtocolError.
+Both sides use this module, so the two ends cannot disagree. A frame is one JSON object. What arrives is bounded
+(MAX_FRAME, MOST_VALUES) before anything is allocated for it; what is no frame, and a message with a type, a field
+or a kind of value that the tables below do not have, is a ProtocolError.
 """
 
 import json
@@ -9,10 +10,48 @@ import struct
 
 TYPE_CHECKING = False  # typing's, without its import: that would take a tenth of an agent's start
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Optional
 
 VERSION = 1
 MAX_FRAME = 32 * 1024 * 1024  # bytes; the largest thing sent is an observation, bounded at 2 MiB, or a copied file
+MOST_VALUES = 4000000  # in one frame: 32 MiB of "[],[],..." would become 700 MB of lists
+
+# Message type -> field -> the types of its value; type(None) is for a field that may be absent.
+_NONE = type(None)
+FROM_CONTROLLER = {
+    "run": {"id": (int,), "steps": (list,)},
+    "beat": {},
+    "bye": {},
+}  # type: Dict[str, Dict[str, Any]]
+FROM_AGENT = {
+    "hello": {
+        "protocol": (int,),
+        "pid": (int,),
+        "uid": (int,),
+        "python": (str,),
+        "executable": (str,),
+        "boot_id": (str,),
+        "nofile": (list,),
+        "uncached": (str, _NONE),
+    },
+    "progress": {"id": (int,), "step": (int,), "data": (dict,)},
+    "result": {"id": (int,), "step": (int,), "result": (dict,)},
+    "end": {"id": (int,)},
+    "beat": {},
+}  # type: Dict[str, Dict[str, Any]]
+STEP = {
+    "op": (str,),
+    "args": (dict,),
+    "check": (bool, _NONE),
+    "diff": (bool, _NONE),
+    "become": (dict, _NONE),
+    "task": (int, _NONE),
+    "go_on": (bool, _NONE),
+    "notify": (dict, _NONE),
+    "journal": (dict, _NONE),
+    "hidden": (bool, _NONE),
+}  # type: Dict[str, Any]
+BECOME = {"user": (str,), "exe": (str,), "password": (str, _NONE)}  # type: Dict[str, Any]
 
 _HEAD = struct.Struct(">I")
 
@@ -41,20 +80,49 @@ def _plain(value: "Any") -> str:
     raise TypeError("{} cannot be sent".format(type(value).__name__))
 
 
+def check(message: "Dict[str, Any]", kinds: "Dict[str, Dict[str, Any]]") -> None:
+    """Whether a message is one that this side is to get.
+
+    :raises ProtocolError: naming the type or the field that is not.
+    """
+    kind = message.get("type")
+    fields = kinds.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        raise ProtocolError("unknown message type {!r:.60}".format(kind))
+    _check_fields(kind, {name: value for name, value in message.items() if name != "type"}, fields)
+    for step in message.get("steps", ()) if kind == "run" else ():
+        _check_fields("step", step, STEP)
+        if step.get("become") is not None:
+            _check_fields("become", step["become"], BECOME)
+
+
+def _check_fields(what: "Any", found: "Any", fields: "Dict[str, Any]") -> None:
+    if not isinstance(found, dict) or not found.keys() <= fields.keys():
+        unknown = sorted(found.keys() - fields.keys())[0] if isinstance(found, dict) else found
+        raise ProtocolError("{}: unknown field {!r:.60}".format(what, unknown))
+    for name, types in fields.items():
+        if type(found.get(name)) not in types:
+            raise ProtocolError("{}: {} is a {}".format(what, name, type(found.get(name)).__name__))
+
+
 class Decoder:
     """Bytes in, whole messages out, in order.
 
-    >>> Decoder().feed(pack({"type": "beat"}))
+    >>> Decoder(FROM_AGENT).feed(pack({"type": "beat"}))
     [{'type': 'beat'}]
+
+    :param kinds: what may come: FROM_AGENT or FROM_CONTROLLER; None for any object.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: "Optional[Dict[str, Dict[str, Any]]]" = None) -> None:
         self._buffer = bytearray()
+        self._kinds = kinds
 
     def feed(self, data: bytes) -> "List[Dict[str, Any]]":
         """All messages completed by `data`, a list of dicts.
 
-        :raises ProtocolError: for an oversized length, bytes that are not JSON, or JSON that is not an object.
+        :raises ProtocolError: for an oversized length, bytes that are not JSON, JSON that is not an object, and
+            messages of other kinds.
         """
         self._buffer += data
         messages = []
@@ -66,11 +134,15 @@ class Decoder:
                 break
             body = bytes(self._buffer[_HEAD.size : _HEAD.size + length])
             del self._buffer[: _HEAD.size + length]
+            if body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES:
+                raise ProtocolError("a frame of {} bytes has over {} values".format(length, MOST_VALUES))
             try:
                 message = json.loads(body.decode("utf-8", "surrogatepass"))
             except (ValueError, RecursionError) as error:
                 raise ProtocolError("a frame is not JSON: {}".format(error))
             if not isinstance(message, dict):
                 raise ProtocolError("a frame is not a JSON object")
+            if self._kinds is not None:
+                check(message, self._kinds)
             messages.append(message)
         return messages

@@ -49,6 +49,9 @@ PAYLOAD = Path(__file__).resolve().parent.parent / "payload"
 DEFAULT_PYTHON = "/usr/bin/python3"  # a version manager's shim costs 60 ms more per start
 CONNECT_TIMEOUT = 10.0  # seconds
 IDLE_TIMEOUT = 30.0  # seconds without a beat after which a host is unreachable
+UPLOAD_TIMEOUT = 60.0  # seconds for the payload archive, some hundred kilobytes
+TRICKLE = 16 * 1024  # bytes in IDLE_TIMEOUT that are a sign of life too: a large frame on a slow line
+MOST_MESSAGES = 2000  # per second, over ten of them: an agent tells of its progress a few times in one
 BEAT = 2.0  # seconds
 SSH_PIECE = 256 * 1024  # bytes handed to Paramiko at a time: it cuts packets itself, this bounds the copies
 MAX_NOISE = 64 * 1024  # bytes a login shell may print before the agent's token
@@ -636,6 +639,7 @@ class Session:
             self._send(wire.pack({"type": "run", "id": number, "steps": [step.message() for step in steps]}))
             deadline = None if timeout is None else time.monotonic() + timeout
             heard, done = time.monotonic(), 0
+            begun, arrived, messages = heard, 0, 0
             while True:
                 now = time.monotonic()
                 doing = steps[min(done, len(steps) - 1)].op
@@ -652,18 +656,26 @@ class Session:
                 if not data:
                     _code, said = self._stream.last_words()
                     raise self._lost(f"the agent ended during {doing}" + (f": {said}" if said else ""))
-                heard = time.monotonic()
-                for answer in self._decode(data):
-                    if answer.get("id") != number:
-                        continue
-                    kind, result = answer.get("type"), answer.get("result")
+                answers = self._decode(data)
+                arrived += len(data)
+                if answers or arrived >= TRICKLE:
+                    heard, arrived = time.monotonic(), 0
+                messages += len(answers)
+                if messages > MOST_MESSAGES * max(10.0, heard - begun) + len(steps):
+                    raise self._lost("it floods us with messages")
+                for answer in answers:
+                    kind, about = answer["type"], answer.get("id", number)
+                    if about > number or kind == "hello":
+                        raise self._lost(f"the agent's {kind} is not one that was asked for")
+                    if about < number:
+                        continue  # of a call that ended here before it did there
                     if kind == "progress" and on_progress is not None:
-                        on_progress(answer.get("data") or {})
+                        on_progress(answer["data"])
                     elif kind == "result":
-                        if not isinstance(result, dict) or answer.get("step") != done or done >= len(steps):
+                        if answer["step"] != done or done >= len(steps):
                             raise self._lost("the agent's result is not one that was asked for")
                         done += 1
-                        on_result(done - 1, result)
+                        on_result(done - 1, answer["result"])
                     elif kind == "end":
                         return
 
@@ -757,10 +769,12 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
     """Get past a login shell's noise to the agent's hello, sending the archive when it is wanted."""
     deadline = time.monotonic() + timeout
     heard = b""
-    decoder = wire.Decoder()
+    decoder = wire.Decoder(wire.FROM_AGENT)
 
     def more() -> bytes:
         try:
+            if time.monotonic() > deadline:
+                raise TimeoutError  # however much it says
             part = stream.receive(max(0.01, deadline - time.monotonic()))
         except TimeoutError:
             raise Unreachable(f"{python} did not start in {timeout:g} s") from None
@@ -783,8 +797,13 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
 
     word, rest = word_after_token()
     if word == "need":
-        stream.send(data, max(timeout, 60.0))
-        deadline = time.monotonic() + max(timeout, 60.0)
+        try:
+            stream.send(data, max(timeout, UPLOAD_TIMEOUT))
+        except TimeoutError:
+            raise Unreachable(f"the payload could not be sent in {max(timeout, UPLOAD_TIMEOUT):g} s") from None
+        except OSError as error:
+            raise Unreachable(f"the payload could not be sent: {_os_reason(error)}") from None
+        deadline = time.monotonic() + max(timeout, UPLOAD_TIMEOUT)
     elif word.startswith("old"):
         raise HostFailed(
             f"{python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; set ansible_python_interpreter"
@@ -792,9 +811,9 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
     elif word != "have":
         raise Unreachable(f"the agent did not start: {word}")
     session = Session(host, stream, {}, decoder)
-    if rest.startswith(b"\n" + token + b" corrupt"):
-        raise Unreachable("the payload arrived damaged")
     while True:
+        if rest.startswith(b"\n" + token + b" corrupt"):
+            raise Unreachable("the payload arrived damaged")
         for message in session._decode(rest) if rest else []:
             if message.get("type") == "hello" and message.get("protocol") == wire.VERSION:
                 session.hello = message

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from tcpfleet.errors import BadInput, LocatedError
+from tcpfleet.inventory.document import NO_VAULT, VAULT
 
 
 class Where(NamedTuple):
@@ -123,6 +124,8 @@ def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> Text:
 
 
 def _refuse_tag(loader: _Loader, node: yaml.Node) -> Any:
+    if node.tag == "!vault":
+        raise place(node).error("encrypted values (!vault) are not supported: ask for the password at run time")
     raise place(node).error(f"the tag {node.tag} is not supported here; write plain YAML")
 
 
@@ -143,6 +146,8 @@ def compose(path: Path, shown: str | None = None) -> yaml.Node | None:
         raise LocatedError(f"cannot be read: {error.strerror}", shown) from None
     except UnicodeDecodeError as error:
         raise LocatedError(f"is not UTF-8 text (byte {error.start})", shown) from None
+    if text.startswith(VAULT):
+        raise LocatedError(NO_VAULT, shown, 1, 1)
     node = _fast_node(text, shown)
     if node is None:
         node = _node(text, shown)

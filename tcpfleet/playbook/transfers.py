@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tcpfleet.inventory.document import NO_VAULT, VAULT
 from tcpfleet.playbook.calls import ActionFailed, Call, Conversation
 
 SMALL = 1 << 20  # bytes of content that go along with the one call, unasked
@@ -28,9 +29,16 @@ Asked = Generator[Call, dict[str, Any], Any]
 def read(path: Path) -> bytes:
     """A file of the controller. :raises ActionFailed: when it cannot be read."""
     try:
-        return path.read_bytes()
+        return _plain(path, path.read_bytes())
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def _plain(path: Path, begin: bytes) -> bytes:
+    """Ansible would decrypt such a file; a host must not get it as it is and take it for a configuration."""
+    if begin.startswith(VAULT.encode()):
+        raise ActionFailed(f"{path}: {NO_VAULT}")
+    return begin
 
 
 def _unreadable(path: Path, error: OSError) -> ActionFailed:
@@ -93,6 +101,8 @@ def _upload(path: Path, dest: str) -> Asked:
     try:
         with path.open("rb") as handle:
             while piece := handle.read(PIECE):
+                if offset == 0:
+                    _plain(path, piece)
                 args = {"token": token, "dest": dest, "offset": offset, "content_b64": encoded(piece)}
                 result = yield Call("upload", args)
                 if result.get("failed"):
@@ -237,6 +247,8 @@ def fetch(
         return {**kept, "changed": False, "failed": required, "file": source, "msg": sentence}
     path: str = answer["source"]
     if target is None:
+        if os.path.basename(path) != os.path.basename(source):  # the host says where ~ is, no more
+            return {"changed": False, "failed": True, "file": source, "msg": f"the host answered with {path}"}
         target = fetch_target(path, place, folder, host)
     if "content_b64" not in answer or (target.is_file() and checksum(target) == answer["checksum"]):
         return {
@@ -308,6 +320,13 @@ def _receive(source: str, answer: Mapping[str, Any], target: Path) -> Asked:
             offset = 0
             while True:
                 piece = base64.b64decode(answer["content_b64"])
+                if not piece and not answer["last"]:
+                    return {
+                        "changed": False,
+                        "failed": True,
+                        "file": source,
+                        "msg": "the host sent an empty piece",
+                    }
                 handle.write(piece)
                 digest.update(piece)
                 offset += len(piece)

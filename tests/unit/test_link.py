@@ -85,7 +85,7 @@ def test_an_old_python_is_named(tmp_path: Path) -> None:
     ("body", "said"),
     [
         ('shift 4; printf "\\n%s have\\nGARBAGE-GARBAGE" "$1"; sleep 5', "nonsense"),
-        ('shift 4; printf "\\n%s have\\n\\0\\0\\0\\2{}" "$1"; sleep 5', "not a hello"),
+        ('shift 4; printf "\\n%s have\\n\\0\\0\\0\\2{}" "$1"; sleep 5', "unknown message type None"),
         ('shift 4; printf "\\n%s surprise\\n" "$1"; sleep 5', "surprise"),
         ("yes noise", "prints without end"),
         ("sleep 30", "did not start in 1 s"),

@@ -133,6 +133,18 @@ def test_a_large_file_that_the_host_refuses(host: Host) -> None:
     assert result["failed"] and "does not exist" in result["msg"]
 
 
+@pytest.mark.parametrize("size", [30, 50])
+@pytest.mark.usefixtures("small_pieces")
+def test_a_file_of_ansible_vault_is_not_sent_as_it_is(host: Host, size: int) -> None:
+    lay_out(
+        host.folder,
+        {"files/f": b"$ANSIBLE_VAULT;1.1;AES256".ljust(size), "files/t/f": b"$ANSIBLE_VAULT;".ljust(size)},
+    )
+    for src in ("f", "t/"):
+        with pytest.raises(ActionFailed, match="encrypted with Ansible Vault"):
+            host.run("copy", {"src": src, "dest": f"{host.folder}/host/g"})
+
+
 @pytest.mark.parametrize("size", [3, 50])
 @pytest.mark.usefixtures("small_pieces")
 def test_another_checksum_than_expected(host: Host, size: int) -> None:
@@ -255,6 +267,23 @@ def test_fetch_writes_nowhere_else(host: Host, args: dict[str, Any]) -> None:
     with pytest.raises(ActionFailed):
         host.run("fetch", args)
     assert host.sent == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            {"source": "/home/u/.ssh/authorized_keys", "content_b64": "eA==", "last": True},
+            "the host answered with",
+        ),
+        ({"source": "/home/u/f", "content_b64": "", "last": False}, "an empty piece"),
+    ],
+)
+def test_a_host_does_not_choose_what_it_is_fetched_as(host: Host, answer: dict[str, Any], said: str) -> None:
+    (host.folder / "got").mkdir()
+    host.canned["fetch"] = {"changed": False, "checksum": "", "size": 1, **answer}
+    result = host.run("fetch", {"src": "~/f", "dest": f"{host.folder}/got/", "flat": True})
+    assert result["failed"] and said in result["msg"] and not list((host.folder / "got").iterdir())
 
 
 def test_what_changes_while_it_is_fetched_is_noticed(host: Host) -> None:
