@@ -20,6 +20,7 @@ from typing import Any
 from tcpfleet import report_data, report_hosts, report_render, report_run, report_time
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_data import Observations, View, dig
+from tcpfleet.secret import printable, redact, redacted
 
 SCHEMA = "tcpfleet.report/1"
 RUN_SCHEMA = "tcpfleet.run/1"
@@ -65,11 +66,11 @@ def save_observation(run_dir: Path, phase: str, host: str, outcome: Mapping[str,
     raw = outcome.get("raw")
     for name, text in raw.items() if isinstance(raw, Mapping) and saved["status"] == "ok" else ():
         folder.mkdir(parents=True, exist_ok=True)
-        data = gzip.compress(str(text).encode("utf-8", "replace"), mtime=0)
+        data = gzip.compress(redact(str(text)).encode("utf-8", "replace"), mtime=0)
         write_text(folder / f"{safe_name(str(name))}.gz", data)
     path = run_dir / "observations" / phase / f"{safe_name(host)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(saved, indent=1) + "\n")
+    write_text(path, json.dumps(redacted(saved), indent=1) + "\n")
     return path
 
 
@@ -132,7 +133,7 @@ def save_tuning(folder: Path, host: str, table: Mapping[str, Any]) -> Path:
     """Keeps what a tuning did to a host, for the reports of the runs that follow: FOLDER/tuning/HOST.json."""
     path = folder / "tuning" / f"{safe_name(host)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(path, json.dumps({**table, "host": host}, indent=1) + "\n")
+    return write_text(path, json.dumps(redacted({**table, "host": host}), indent=1) + "\n")
 
 
 def load_tuning(folder: Path) -> dict[str, Any]:
@@ -249,7 +250,7 @@ def write_reports(run_dir: Path, language: str = "en") -> list[Path]:
     texts = {
         "report.html": report_render.render_html(report, language),
         "report.md": report_render.render_markdown(report, language),
-        "report.json": json.dumps(report) + "\n",
+        "report.json": json.dumps(redacted(report)) + "\n",
     }
     return [write_text(run_dir / name, text) for name, text in texts.items()]
 
@@ -282,7 +283,14 @@ def _raw_problems(run_dir: Path, raw_files: Sequence[str], observations: Observa
 
 
 def write_text(path: Path, text: str | bytes) -> Path:
-    """Replaces a file whole; text that is no valid UTF-8 (lone surrogates from JSON) is written as ``?``."""
+    """Replaces a file whole; text that is no valid UTF-8 (lone surrogates from JSON) is written as ``?``.
+
+    What is no JSON, which was starred as data, gets stars for passwords; Markdown is often read on a terminal.
+    """
+    if isinstance(text, str) and path.suffix != ".json":
+        text = redact(text)
+    if isinstance(text, str) and path.suffix == ".md":
+        text = printable(text)
     draft = path.with_name(f".{path.name}.new")
     draft.write_bytes(text.encode("utf-8", "replace") if isinstance(text, str) else text)
     draft.replace(path)

@@ -17,6 +17,7 @@ from tcpfleet.cli import Answer, Options
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_charts import Pair
 from tcpfleet.report_data import dig, number_at
+from tcpfleet.secret import redacted
 
 COLUMNS = ("run", "started", "verdict", "verified / requested", "wall", "duration", "size")
 
@@ -112,7 +113,7 @@ def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answe
     texts = {
         "compare.html": report_render.render_compare_html(compared, Pair(*map(_drawn, sides)), lang),
         "compare.md": report_render.render_compare_markdown(compared, lang),
-        "compare.json": json.dumps(compared, indent=1) + "\n",
+        "compare.json": json.dumps(redacted(compared), indent=1) + "\n",
     }
     files = [report.write_text(target / name, text) for name, text in texts.items()]
     for sentence in [*compared["answer"], *compared["notes"]]:

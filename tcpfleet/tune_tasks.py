@@ -20,6 +20,7 @@ from tcpfleet.errors import EXIT_HOST_FAILED, BadInput, HostFailed, worst
 from tcpfleet.fleet import exit_codes
 from tcpfleet.playbook import Recap, load
 from tcpfleet.playbook.console import ConsoleReporter
+from tcpfleet.secret import printable, redact
 
 if TYPE_CHECKING:
     from tcpfleet.fleet import Fleet
@@ -65,7 +66,8 @@ def tune(
         for name, table in tables.items():
             report_files.save_tuning(runs.REPORTS, name, table.to_json())
     if target is not None:
-        target.write_text(tuning.render_markdown(tables, f"Tuning, run {recap.run}"), encoding="utf-8")
+        text = tuning.render_markdown(tables, f"Tuning, run {recap.run}")
+        target.write_text(printable(redact(text)), encoding="utf-8")
         options.say(f"\nreport: {target}")
     data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
     codes = [EXIT_HOST_FAILED for table in tables.values() if table.failed and table.host not in recap.reasons]

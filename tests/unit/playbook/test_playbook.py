@@ -19,6 +19,7 @@ import yaml
 
 from tcpfleet.playbook import PlaybookErrors, load
 from tcpfleet.playbook.console import ConsoleReporter, render_diff
+from tcpfleet.secret import secret
 
 from .fakes import FakeFleet, inventory_of
 
@@ -83,8 +84,10 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for host, part in case.get("reasons", {}).items():
         assert part in recap.reasons[host]
     for host, identities in case.get("become", {}).items():
-        seen = [call.become and [call.become.user, call.become.password] for call in fleet.sessions[host].calls]
-        assert seen == identities
+        seen = [call.become for call in fleet.sessions[host].calls]
+        assert [one and [one.user, one.password] for one in seen] == [
+            one and [one[0], secret(one[1])] for one in identities
+        ]
     everything = text + json.dumps(recap.to_json(), default=str)
     assert not [word for word in case.get("printed", ()) if word not in everything]
     assert not [word for word in case.get("absent", ()) if word in everything]
