@@ -781,7 +781,9 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         except OSError as error:
             raise Unreachable(f"connection lost: {_os_reason(error)}") from None
         if not part:
-            raise HostFailed(f"{_why_no_agent(python, *stream.last_words())}")
+            code, said = stream.last_words()
+            # A ForceCommand and nologin say it on stdout.
+            raise HostFailed(_why_no_agent(python, code, said or heard[-300:].decode(errors="replace").strip()))
         return part
 
     def word_after_token() -> tuple[str, bytes]:

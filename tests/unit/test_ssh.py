@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import pytest
 
 from tcpfleet import link
-from tcpfleet.errors import Unreachable
+from tcpfleet.errors import TcpfleetError, Unreachable
 from tcpfleet.hostkeys import hashed
 from tcpfleet.inventory import Host
 from tcpfleet.inventory.connection import make_connection
 from tcpfleet.secret import Secret
+from tests.relay import Relay
 from tests.sshd import LocalSshd, keygen, public
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="there is no sshd here")
@@ -244,12 +247,12 @@ def test_an_encrypted_key_asks_for_its_passphrase(sshd: LocalSshd, tmp_path: Pat
 
 def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = copied(sshd, tmp_path / "mine", "phrase")
-    socket = str(tmp_path / "agent")
-    with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as agent:
+    place = str(tmp_path / "agent")
+    with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
         try:
-            while not os.path.exists(socket):
+            while not os.path.exists(place):
                 time.sleep(0.01)
-            monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+            monkeypatch.setenv("SSH_AUTH_SOCK", place)
             subprocess.run(["ssh-add", "-q", sshd.key], check=True)
             login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
             login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file=str(key))  # nobody was asked
@@ -329,3 +332,65 @@ def test_no_way_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, args: str
     time.sleep(0.05)
     left = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit() and pid not in before]
     assert not [path for path in left if path.exists() and b"sleep\x0060" in path.read_bytes()]
+
+
+# -- sshds that are not as they should be ------------------------------------------------------------------
+
+SICK = {
+    "one session per connection": (("MaxSessions 1",), None),
+    "no terminals": (("PermitTTY no",), None),
+    "no forwarding": (("DisableForwarding yes",), None),
+    "a long banner": (("Banner {folder}/banner",), None),
+    "no sessions": (("MaxSessions 0",), r"no session: ChannelException|no session: .*[Cc]onnect failed"),
+    "another command": (
+        ("ForceCommand echo 'This account is not available.'",),
+        "status 0.*account is not available",
+    ),
+    "a command that ends at once": (("ForceCommand exit 3",), r"did not start \(exit status 3\)"),
+    "a command that never ends": (("ForceCommand sleep 30",), "did not start in 2 s"),
+    "noise before the agent": (('ForceCommand seq 3000; eval "$SSH_ORIGINAL_COMMAND"',), None),
+    "noise without end": (("ForceCommand yes noise",), "prints without end"),
+    "no keys": (("PubkeyAuthentication no",), "refused the login of user"),
+    "few tries": (("MaxAuthTries 1",), None),
+    "old algorithms only": (("Ciphers aes128-cbc", "KexAlgorithms diffie-hellman-group1-sha1"), "no acceptable"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), SICK.values(), ids=SICK)
+def test_a_sick_sshd(tmp_path: Path, options: tuple[str, ...], said: str | None) -> None:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    (folder / "banner").write_text("Authorised use only. \033[2J\n" * 1000)
+    with LocalSshd(folder, *(line.format(folder=folder) for line in options)) as sshd:
+        if said is None:
+            login(sshd, trusted(sshd, tmp_path))
+        else:
+            with pytest.raises(TcpfleetError, match=said) as caught:
+                login(sshd, trusted(sshd, tmp_path), timeout=2)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_full_sshd_is_tried_again(tmp_path: Path) -> None:
+    """MaxStartups drops connections before they say who they are: nothing has run, so it is safe to come back."""
+    with LocalSshd(tmp_path / "sshd", "MaxStartups 1:100:1") as sshd:
+        args = trusted(sshd, tmp_path)
+        holds_the_place = socket.create_connection(("127.0.0.1", sshd.port))
+        assert holds_the_place.recv(4) == b"SSH-"
+
+        def leave() -> None:
+            while "drop connection" not in sshd.log and "past MaxStartups" not in sshd.log:
+                time.sleep(0.01)
+            holds_the_place.close()
+
+        thread = threading.Thread(target=leave, daemon=True)
+        thread.start()
+        login(sshd, args)
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_a_slow_line(sshd: LocalSshd, tmp_path: Path) -> None:
+    with Relay(("127.0.0.1", sshd.port), rtt=0.3) as relay:
+        args = known(tmp_path / "known", sshd.known(name=f"[127.0.0.1]:{relay.port}"))
+        login(sshd, args, timeout=10, ansible_port=relay.port)
+        assert relay.round_trips <= 16  # each costs the line's time: no more of them than a login needs
