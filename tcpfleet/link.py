@@ -756,6 +756,8 @@ def open_session(
             stream = SshStream(route, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
             route.close()
+            if type(error).__name__ == "ChannelException":
+                raise Unreachable("its sshd opens no session (MaxSessions?)") from None
             raise Unreachable(f"no session: {_os_reason(error)}") from None
     try:
         return _greet(host, python, stream, token.encode(), data, connect_timeout)
