@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -175,6 +176,10 @@ class Fleet:
             return Outcome(host, "failed", error=str(error))
         except TcpfleetError as error:
             return error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            # A host that answers nonsense does not end the command for the others; a bug of ours is seen as well.
+            traceback.print_exc()
+            return Outcome(host, "failed", error=f"its answer is of no use: {type(error).__name__}: {error}")
         except BaseException as error:
             return error
 

@@ -17,6 +17,7 @@ import pytest
 
 from tcpfleet import link
 from tcpfleet.errors import TcpfleetError, Unreachable
+from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Connection, Host
 from tests.conftest import ROOT
 
@@ -127,6 +128,22 @@ def test_a_hostile_host_at_work(tmp_path: Path, body: str, said: str) -> None:
         session.close()
     assert time.monotonic() - begun < 25
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_a_host_whose_answer_is_nonsense_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hosts = [Host("sick", {}, ()), Host("well", {}, ())]
+    how = {
+        "sick": fake(
+            tmp_path, "word(b'have'); say(hello); heard(); answer(); say({'type':'end','id':1}); forever()"
+        ),
+        "well": Connection("here", "local", "here"),
+    }
+    with Fleet(hosts, lambda host: how[host.name]) as fleet:
+        outcomes = fleet.run(lambda session: session.call("ping", {})["ping"])
+        fleet._sessions["sick"]._stream._process.kill()  # type: ignore[attr-defined]
+    assert outcomes["well"].value == "pong"
+    assert outcomes["sick"].status == "failed" and "KeyError: 'ping'" in str(outcomes["sick"].error)
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_host_that_does_not_read(tmp_path: Path) -> None:
