@@ -52,6 +52,22 @@ STEP = {
     "hidden": (bool, _NONE),
 }  # type: Dict[str, Any]
 BECOME = {"user": (str,), "exe": (str,), "password": (str, _NONE)}  # type: Dict[str, Any]
+# What the controller reads of any result; an operation's own fields are its caller's business.
+RESULT = {
+    "changed": (bool, _NONE),
+    "failed": (bool, _NONE),
+    "skipped": (bool, _NONE),
+    "msg": (str, _NONE),
+    "rc": (int, _NONE),
+    "stdout": (str, _NONE),
+    "stderr": (str, _NONE),
+    "exception": (str, _NONE),
+    "ansible_facts": (dict, _NONE),
+    "diff": (dict, list, _NONE),
+    "warnings": (list, _NONE),
+    "undo_by_hand": (list, _NONE),
+}  # type: Dict[str, Any]
+_LISTS = (("diff", dict), ("warnings", str), ("undo_by_hand", str))
 
 _HEAD = struct.Struct(">I")
 
@@ -90,16 +106,35 @@ def check(message: "Dict[str, Any]", kinds: "Dict[str, Dict[str, Any]]") -> None
     if fields is None:
         raise ProtocolError("unknown message type {!r:.60}".format(kind))
     _check_fields(kind, {name: value for name, value in message.items() if name != "type"}, fields)
+    if kind == "result":
+        check_result(message["result"])
     for step in message.get("steps", ()) if kind == "run" else ():
         _check_fields("step", step, STEP)
         if step.get("become") is not None:
             _check_fields("become", step["become"], BECOME)
 
 
+def check_result(result: "Dict[str, Any]") -> None:
+    """Whether what every result may have is what it is taken for.
+
+    :raises ProtocolError: naming the field that is not.
+    """
+    _check_types("result", result, RESULT)
+    for name, kind in _LISTS:
+        value = result.get(name)
+        for one in value if isinstance(value, list) else ():
+            if not isinstance(one, kind):
+                raise ProtocolError("result: {} has a {}".format(name, type(one).__name__))
+
+
 def _check_fields(what: "Any", found: "Any", fields: "Dict[str, Any]") -> None:
     if not isinstance(found, dict) or not found.keys() <= fields.keys():
         unknown = sorted(found.keys() - fields.keys())[0] if isinstance(found, dict) else found
         raise ProtocolError("{}: unknown field {!r:.60}".format(what, unknown))
+    _check_types(what, found, fields)
+
+
+def _check_types(what: "Any", found: "Dict[str, Any]", fields: "Dict[str, Any]") -> None:
     for name, types in fields.items():
         if type(found.get(name)) not in types:
             raise ProtocolError("{}: {} is a {}".format(what, name, type(found.get(name)).__name__))

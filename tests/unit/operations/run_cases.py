@@ -17,6 +17,7 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "payload"))
 
+import wire
 from operations import TABLE, OperationError, _kernel
 
 Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
@@ -107,7 +108,7 @@ def run_case(case, folder):
             result = module.run(dict(step["args"]), context)
         except OperationError as error:
             result = dict(error.fields, failed=True, msg=error.msg)
-        json.dumps(result)
+        wire.check_result(json.loads(json.dumps(result)))
         result.setdefault("failed", False)
         wrong += differs(dict({"failed": False}, **step["result"]), result, where)
         for path, expected in step.get("files", {}).items():

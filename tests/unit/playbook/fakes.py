@@ -87,6 +87,7 @@ class FakeSession:
                 break
             wire.pack(step.message())  # must be sendable
             result = json.loads(json.dumps(self._perform(step)))
+            wire.check_result(result)
             if step.notify and result.get("changed") and not result.get("failed"):
                 self._handlers({**step.notify, "action": "add"})
             on_result(index, result)
