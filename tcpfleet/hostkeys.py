@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import fnmatch
+import functools
 import hashlib
 import hmac
 import os
+import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 CERTIFICATE = "-cert-v01@openssh.com"
+_SPECIAL = re.compile(r"[*?!|]")  # in a line's first field: not only names
 _appending = threading.Lock()
 
 
@@ -97,19 +99,60 @@ def matches(patterns: str, name: str) -> bool:
     return found
 
 
-def about(text: str, names: Iterable[str], file: str) -> list[Line]:
-    """The lines of a known_hosts file that are about one of `names`; a damaged line hides no other."""
-    found = []
+class Known(NamedTuple):
+    """A known_hosts file: a thousand hosts ask it a thousand times, so plain names are looked up.
+
+    :ivar plain: name -> its lines.
+    :ivar others: (first field, line) of those with patterns or a hashed name.
+    """
+
+    plain: dict[str, list[Line]]
+    others: list[tuple[str, Line]]
+
+    def about(self, name: str) -> list[Line]:
+        """The lines about a host of this name."""
+        return self.plain.get(name, []) + [line for patterns, line in self.others if matches(patterns, name)]
+
+
+def parse(text: str, file: str) -> Known:
+    """A known_hosts file's text; a damaged line hides no other."""
+    known = Known({}, [])
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
         if len(fields) < 3 or fields[0].startswith("#") or marker not in ("", "@cert-authority", "@revoked"):
             continue
-        with contextlib.suppress(ValueError):
-            key = base64.b64decode(fields[2], validate=True)
-            if kind_of(key) == fields[1] and any(matches(fields[0], name) for name in names):
-                found.append(Line(marker, key, f"{file}:{number}"))
-    return found
+        try:
+            found = Line(marker, base64.b64decode(fields[2], validate=True), f"{file}:{number}")
+        except ValueError:
+            continue
+        if found.kind != fields[1]:
+            continue
+        if _SPECIAL.search(fields[0]):
+            known.others.append((fields[0], found))
+        else:
+            for name in fields[0].lower().split(","):
+                known.plain.setdefault(name, []).append(found)
+    return known
+
+
+@functools.lru_cache(maxsize=16)
+def _load_file(path: Path, changed: int, size: int) -> Known:
+    return parse(path.read_text(errors="replace"), str(path))
+
+
+def load(path: Path) -> Known:
+    """A known_hosts file, parsed again only when it has changed; one that is not there is empty.
+
+    :raises HostKeyRefused: it cannot be read: better no login than one under half of what is known.
+    """
+    try:
+        state = path.stat()
+        return _load_file(path, state.st_mtime_ns, state.st_size)
+    except FileNotFoundError:
+        return Known({}, [])
+    except OSError as error:
+        raise HostKeyRefused(f"cannot read {path}: {error.strerror}") from None
 
 
 class Trust(paramiko.MissingHostKeyPolicy):
@@ -126,19 +169,11 @@ class Trust(paramiko.MissingHostKeyPolicy):
         self.host, self.policy, self.files, self.hash_names = host, policy, files, hash_names
         self.name = looked_up(host, port)
         # As in OpenSSH: a key known for the plain name is good at any port, but makes no other one a changed one.
-        self._own = self._read([self.name])
-        self._plain = self._read([host.lower()]) if port != 22 else []
+        self._own = self._read(self.name)
+        self._plain = self._read(host.lower()) if port != 22 else []
 
-    def _read(self, names: Sequence[str]) -> list[Line]:
-        found = []
-        for file in self.files:
-            try:
-                found += about(file.read_text(errors="replace"), names, str(file))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise HostKeyRefused(f"cannot read {file}: {error.strerror}") from None
-        return found
+    def _read(self, name: str) -> list[Line]:
+        return [line for file in self.files for line in load(file).about(name)]
 
     def transport(self, *args: Any, **options: Any) -> paramiko.Transport:
         """A Transport that asks for the kinds of key that are known, so that another kind is no changed key."""
@@ -213,7 +248,7 @@ class Trust(paramiko.MissingHostKeyPolicy):
         name = hashed(self.name) if self.hash_names else self.name
         try:
             with _appending:
-                if any(line.key == key for line in self._read([self.name])):
+                if any(line.key == key for line in self._read(self.name)):
                     return  # the same host under another name of the inventory
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
