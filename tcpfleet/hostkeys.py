@@ -3,7 +3,7 @@
 In: known_hosts files and a policy. Out: a `Trust` for one host, asked by Paramiko once the host has proved that it
 holds a key and before anything of a login is sent. Fabric sets AutoAddPolicy and loads no file; Paramiko's own
 reader knows no patterns, takes a negated name for a name and checks no certificates, so a `*.example.org` line
-would have made a stranger's key a new one. Used by `tcpfleet.link` for a host and each of its jump hosts.
+would have made a stranger's key a new one. Used by `tcpfleet.route` for a host and each of its jump hosts.
 """
 
 from __future__ import annotations

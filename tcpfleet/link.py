@@ -1,4 +1,4 @@
-"""One host, one channel, one agent: the only module that knows Fabric and Paramiko.
+"""One host, one channel, one agent.
 
 In: a `Host` and the inventory's `Connection` for it. Out: a `Session`, whose `call` runs one operation
 of payload/operations on the host and returns its result. An SSH session and a process on this machine look
@@ -18,28 +18,24 @@ import hashlib
 import itertools
 import json
 import os
-import random
-import re
 import secrets
 import selectors
 import shlex
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from payload import wire
-from tcpfleet.errors import BadInput, HostFailed, Unreachable
+from tcpfleet.errors import HostFailed, Unreachable
+from tcpfleet.route import Route, connect, os_reason
 from tcpfleet.secret import Secret
 
 if TYPE_CHECKING:
-    import fabric
     import paramiko
 
     from tcpfleet.inventory import Connection, Host
@@ -55,14 +51,6 @@ MOST_MESSAGES = 2000  # per second, over ten of them: an agent tells of its prog
 BEAT = 2.0  # seconds
 SSH_PIECE = 256 * 1024  # bytes handed to Paramiko at a time: it cuts packets itself, this bounds the copies
 MAX_NOISE = 64 * 1024  # bytes a login shell may print before the agent's token
-HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to ask while many hosts are opened
-    "yes": "strict",
-    "ask": "strict",
-    "accept-new": "accept-new",
-    "no": "off",
-    "off": "off",
-}
-CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
 
 
 class Become(NamedTuple):
@@ -257,317 +245,6 @@ class SshStream:
         self._route.close()
 
 
-# ---------------------------------------------------------------- connecting
-
-
-_config_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=8)
-def _load_fabric_config(path: str | None) -> Any:
-    import logging
-
-    import fabric
-
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())
-    logging.getLogger("paramiko").propagate = False  # its errors reach us as exceptions
-    # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder.
-    return fabric.Config(lazy=True, runtime_ssh_path=path)
-
-
-def _fabric_config(path: str | None) -> Any:
-    """A copy of Fabric's Config, which is loaded once per ssh_config and not by two threads at a time.
-
-    A copy, since a Connection writes into the Config that it is given.
-    """
-    with _config_lock:
-        config = _load_fabric_config(path)
-        if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
-            config.load_ssh_config()
-            # Paramiko would fill in a port and user that the inventory may give otherwise: _route does it.
-            ssh_config = config.base_ssh_config
-            ssh_config.TOKENS_BY_CONFIG_KEY = {**ssh_config.TOKENS_BY_CONFIG_KEY, "proxycommand": []}
-            object.__setattr__(config, "_tcpfleet_loaded", True)
-        # Not config.clone(), which reads the files again and adds their rules to the shared ones.
-        import fabric
-
-        return fabric.Config(ssh_config=config.base_ssh_config, lazy=True)
-
-
-class Route:
-    """The SSH connections to a host: its jump hosts, first one first, and itself.
-
-    :param command: what carries the first of them instead of a TCP connection: ssh_config's ProxyCommand.
-    """
-
-    def __init__(self, hops: list[fabric.Connection], command: str | None) -> None:
-        self.hops, self._command = hops, command
-        self._proxy: subprocess.Popen[bytes] | None = None
-        self._ours: socket.socket | None = None
-        self._said: BinaryIO
-
-    def open(self) -> None:
-        """Log in at each, one after the other."""
-        if self._command:
-            # Paramiko's own ProxyCommand turns for ever once the program has ended, and drops what it said.
-            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
-            self._ours, its = socket.socketpair()
-            with its:
-                self._proxy = subprocess.Popen(
-                    ["/bin/sh", "-c", "exec " + self._command],
-                    stdin=its.fileno(),
-                    stdout=its.fileno(),
-                    stderr=self._said,
-                    start_new_session=True,
-                )
-            self.hops[0].connect_kwargs["sock"] = self._ours
-        self.hops[-1].open()
-
-    @property
-    def at(self) -> fabric.Connection:
-        """The first that is not open: where it went wrong."""
-        return next((hop for hop in self.hops if not hop.is_connected), self.hops[-1])
-
-    def proxy_said(self) -> str:
-        """The last line that a ProxyCommand which ended has left, or nothing."""
-        if self._proxy is None:
-            return ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._proxy.wait(0.5)
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - 1000))
-        lines = self._said.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    def close(self) -> None:
-        """Also after a failed `open`, which leaves Fabric's own `close` without effect."""
-        for hop in reversed(self.hops):
-            hop.close()
-            hop.client.close()
-        if self._ours is not None:
-            self._ours.close()
-        if self._proxy is not None:
-            self._proxy.terminate()
-            try:
-                self._proxy.wait(2)
-            except subprocess.TimeoutExpired:
-                self._proxy.kill()
-                self._proxy.wait()
-            self._said.close()
-
-
-class _Hop(NamedTuple):
-    """user and port as they were given: None leaves them to ssh_config."""
-
-    host: str
-    user: str | None = None
-    port: int | None = None
-
-
-def _jump(text: str) -> _Hop:
-    """One of `ssh -J`: [user@]host[:port], an IPv6 address with a port in brackets.
-
-    >>> _jump("ops@[::1]:2222")
-    _Hop(host='::1', user='ops', port=2222)
-    """
-    user, _, place = text.strip().rpartition("@")
-    host, _, port = place.rpartition(":")
-    if not host or (host.count(":") and not host.startswith("[")):
-        host, port = place, ""
-    if port and not port.isdigit():
-        raise BadInput(f"ProxyJump: {text.strip()!r} is not [user@]host[:port]")
-    return _Hop(host.removeprefix("[").removesuffix("]"), user or None, int(port) if port else None)
-
-
-def _way(
-    ssh_config: Any, target: _Hop, jump: str | None, command: str | None, seen: frozenset[_Hop] = frozenset()
-) -> tuple[list[_Hop], str | None]:
-    """All hops to `target` and the first one's ProxyCommand, from what was given or else from ssh_config."""
-    if jump is None and command is None:
-        found = ssh_config.lookup(target.host)
-        jump, command = found.get("proxyjump"), found.get("proxycommand")
-    jump, command = _unless_none(jump), _unless_none(command)
-    if not jump:
-        return [target], command
-    first, *others = (_jump(part) for part in jump.split(","))
-    if first in seen or first[::2] == target[::2]:
-        return [target], command  # `Host *` with a ProxyJump is about the jump host too
-    hops, command = _way(ssh_config, first, None, None, seen | {first})
-    return [*hops, *others, target], command
-
-
-def _route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
-    import fabric
-
-    from tcpfleet import hostkeys
-
-    config = _fabric_config(how.ssh.config_file)
-    target = _Hop(how.address, how.user, how.port)
-    way, command = _way(config.base_ssh_config, target, how.ssh.proxy_jump, how.ssh.proxy_command)
-    hops: list[fabric.Connection] = []
-    for one in way:
-        arguments: dict[str, Any] = {
-            "banner_timeout": connect_timeout,
-            "auth_timeout": connect_timeout,
-            "channel_timeout": connect_timeout,
-        }
-        if one is target and how.private_key_file:
-            arguments["key_filename"] = os.path.expanduser(how.private_key_file)
-            arguments["look_for_keys"] = False
-        if one is target and how.password is not None:
-            arguments["password"] = how.password.reveal()
-        hop = fabric.Connection(
-            one.host,
-            user=one.user,
-            port=one.port,
-            config=config,
-            gateway=hops[-1] if hops else False,
-            connect_timeout=connect_timeout,
-            connect_kwargs=arguments,
-        )
-        # ssh_config may name keys that are not there; one that the inventory names must be.
-        named = arguments.get("key_filename")
-        files = hop.connect_kwargs.get("key_filename") or []
-        hop.connect_kwargs["key_filename"] = [
-            file for file in files if file == named or os.path.isfile(os.path.expanduser(file))
-        ]
-        unlocked = [key for key in map(keys.unlocked, _identities(hop)) if key is not None]
-        if unlocked:
-            hop.connect_kwargs["pkey"] = unlocked[-1]
-        asked = hop.ssh_config.get("stricthostkeychecking", "accept-new").lower()
-        policy = how.ssh.host_keys or HOST_KEY_POLICIES.get(asked)
-        if policy is None:
-            raise BadInput(f"ssh_config for {hop.host}: StrictHostKeyChecking {asked!r} is not known")
-        alias = hop.ssh_config.get("hostkeyalias")
-        trust = hostkeys.Trust(
-            alias or hop.host,
-            22 if alias else hop.port,
-            policy,
-            _known_hosts(how, hop.ssh_config),
-            hop.ssh_config.get("hashknownhosts", "no").lower() == "yes",
-        )
-        hop.client.set_missing_host_key_policy(trust)
-        hop.connect_kwargs["transport_factory"] = trust.transport
-        hops.append(hop)
-    if command:
-        first = hops[0]
-        tokens = {"%%": "%", "%h": first.host, "%n": way[0].host, "%p": str(first.port), "%r": first.user}
-        command = re.sub("%.", lambda found: tokens.get(found[0], found[0]), command)
-    return Route(hops, command)
-
-
-def _known_hosts(how: Connection, ssh_config: Mapping[str, str]) -> list[Path]:
-    """The user's files, of which the first is written to, and the machine's."""
-    own = how.ssh.known_hosts or shlex.split(ssh_config.get("userknownhostsfile", "~/.ssh/known_hosts"))
-    everyones = shlex.split(
-        ssh_config.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
-    )
-    for file in (*own, *everyones):
-        if "%" in file:
-            raise BadInput(f"UserKnownHostsFile {file}: % tokens are not supported")
-    return [Path(file).expanduser() for file in (*own, *everyones) if file.lower() != "none"]
-
-
-def _identities(hop: fabric.Connection) -> list[str]:
-    """The private keys that Paramiko will try for this hop."""
-    files = [os.path.expanduser(file) for file in hop.connect_kwargs.get("key_filename") or []]
-    if hop.connect_kwargs.get("look_for_keys", True):
-        files += [os.path.expanduser(f"~/.ssh/id_{kind}") for kind in ("rsa", "ecdsa", "ed25519")]
-    return [file.removesuffix("-cert.pub") for file in files]
-
-
-def _unless_none(setting: str | None) -> str | None:
-    """OpenSSH's word for "no proxy, whatever ssh_config says" is none."""
-    return None if setting is None or setting.lower() == "none" else setting
-
-
-def _connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callable[[str], Secret]) -> Route:
-    """An open route; every way in which that can fail becomes one sentence of Unreachable."""
-    import paramiko
-
-    from tcpfleet.hostkeys import HostKeyRefused
-    from tcpfleet.keys import is_encrypted
-
-    attempt = 1
-    while True:
-        try:
-            route = _route(how, connect_timeout, keys)
-        except HostKeyRefused as error:
-            raise Unreachable(str(error)) from None
-        try:
-            route.open()
-            return route
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            reason, retry = _why_not(error, route, connect_timeout), _worth_a_retry(error)
-            # Paramiko tells of an encrypted key only if nothing else has failed after it.
-            identities = _identities(route.at) if _is_about_the_login(error, route.at) else []
-        finally:
-            if not route.hops[-1].is_connected:
-                route.close()
-        locked = [path for path in identities if is_encrypted(path) and keys.unlocked(path) is None]
-        if locked:
-            keys.unlock(locked[0], ask)
-        elif retry and attempt < CONNECT_TRIES:
-            time.sleep(random.uniform(0.2, 0.6) * attempt)  # noqa: S311 - jitter, not a secret
-            attempt += 1
-        else:
-            raise Unreachable(reason)
-
-
-def _is_about_the_login(error: Exception, at: fabric.Connection) -> bool:
-    """Also where Paramiko's last word is about the form of a key file, after each key was refused."""
-    import paramiko
-
-    from tcpfleet.hostkeys import HostKeyRefused
-
-    if isinstance(error, HostKeyRefused) or not isinstance(error, paramiko.SSHException):
-        return False
-    transport = at.client.get_transport()
-    asked = transport is not None and transport.initial_kex_done and transport.is_active()
-    return asked or isinstance(error, paramiko.AuthenticationException)
-
-
-def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
-    import paramiko
-    from paramiko.ssh_exception import NoValidConnectionsError
-
-    from tcpfleet.hostkeys import HostKeyRefused
-
-    at = route.at
-    where = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
-    if isinstance(error, HostKeyRefused):
-        return str(error)
-    if _is_about_the_login(error, at):
-        hint = ""
-        if "password" in getattr(error, "allowed_types", ()) and "password" not in at.connect_kwargs:
-            hint = "; give a password with --ask-pass"
-        told = _os_reason(error) if isinstance(error, paramiko.AuthenticationException) else "no key was accepted"
-        return f"{where} refused the login of user {at.user}: {told}{hint}"
-    if isinstance(error, NoValidConnectionsError):
-        return f"no connection to {where}: {_os_reason(next(iter(error.errors.values())))}"
-    if isinstance(error, paramiko.ChannelException):
-        return f"no connection to {where} through {at.gateway.host}: {error.text}"
-    if isinstance(error, socket.gaierror):
-        return f"the name {at.host} does not resolve: {error.strerror}"
-    if isinstance(error, TimeoutError):
-        return f"no answer from {where} in {connect_timeout:g} s"
-    if isinstance(error, FileNotFoundError):
-        return f"cannot read {error.filename}"
-    said = route.proxy_said()
-    return f"SSH to {where} failed: {_os_reason(error)}" + (f"; its ProxyCommand said: {said}" if said else "")
-
-
-def _worth_a_retry(error: BaseException) -> bool:
-    """sshd's MaxStartups closes the connection before or at the banner; nothing has run yet."""
-    return isinstance(error, (EOFError, ConnectionResetError)) or "banner" in str(error).lower()
-
-
-def _os_reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ---------------------------------------------------------------- sessions
 
 
@@ -652,7 +329,7 @@ class Session:
                 except TimeoutError:
                     continue
                 except OSError as error:
-                    raise self._lost(_os_reason(error)) from None
+                    raise self._lost(os_reason(error)) from None
                 if not data:
                     _code, said = self._stream.last_words()
                     raise self._lost(f"the agent ended during {doing}" + (f": {said}" if said else ""))
@@ -699,7 +376,7 @@ class Session:
             except TimeoutError:
                 raise self._lost(f"nothing could be sent for {self.idle_timeout:g} s") from None
             except OSError as error:
-                raise self._lost(_os_reason(error)) from None
+                raise self._lost(os_reason(error)) from None
 
     def _lost(self, why: str) -> Unreachable:
         self.gone = f"connection lost: {why}"
@@ -751,14 +428,14 @@ def open_session(
     else:
         from tcpfleet.keys import Keyring
 
-        route = _connect(how, connect_timeout, Keyring() if keys is None else keys, ask)
+        route = connect(how, connect_timeout, Keyring() if keys is None else keys, ask)
         try:
             stream = SshStream(route, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
             route.close()
             if type(error).__name__ == "ChannelException":
                 raise Unreachable("its sshd opens no session (MaxSessions?)") from None
-            raise Unreachable(f"no session: {_os_reason(error)}") from None
+            raise Unreachable(f"no session: {os_reason(error)}") from None
     try:
         return _greet(host, python, stream, token.encode(), data, connect_timeout)
     except BaseException:
@@ -781,7 +458,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         except TimeoutError:
             raise Unreachable(f"{python} did not start in {timeout:g} s") from None
         except OSError as error:
-            raise Unreachable(f"connection lost: {_os_reason(error)}") from None
+            raise Unreachable(f"connection lost: {os_reason(error)}") from None
         if not part:
             code, said = stream.last_words()
             # A ForceCommand and nologin say it on stdout.
@@ -806,7 +483,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
         except TimeoutError:
             raise Unreachable(f"the payload could not be sent in {max(timeout, UPLOAD_TIMEOUT):g} s") from None
         except OSError as error:
-            raise Unreachable(f"the payload could not be sent: {_os_reason(error)}") from None
+            raise Unreachable(f"the payload could not be sent: {os_reason(error)}") from None
         deadline = time.monotonic() + max(timeout, UPLOAD_TIMEOUT)
     elif word.startswith("old"):
         raise HostFailed(

@@ -4,9 +4,9 @@ import sys
 import threading
 from pathlib import Path
 
-from tcpfleet import link
 from tcpfleet.inventory import Inventory
 from tcpfleet.keys import Keyring
+from tcpfleet.route import route
 
 
 def test_connections_made_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -15,12 +15,12 @@ def test_connections_made_at_the_same_time_do_not_disturb_each_other(tmp_path: P
     path.write_text("all: {hosts: {h: {ansible_host: 10.0.0.1, ansible_user: root}}}\n")
     inventory = Inventory.load(path)
     how = inventory.connection(inventory.select("h")[0])
-    link._route(how, 3, Keyring())  # imports done: they would hold the others up
+    route(how, 3, Keyring())  # imports done: they would hold the others up
     errors: list[BaseException] = []
 
     def connect() -> None:
         try:
-            link._route(how, 3, Keyring())
+            route(how, 3, Keyring())
         except BaseException as error:
             errors.append(error)
 

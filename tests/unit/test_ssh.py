@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tcpfleet import link
+from tcpfleet import link, route
 from tcpfleet.errors import TcpfleetError, Unreachable
 from tcpfleet.fleet import Fleet
 from tcpfleet.hostkeys import hashed
@@ -44,6 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    route._load_fabric_config.cache_clear()  # ~/.ssh/config is read once per command
     return home
 
 
@@ -306,6 +307,7 @@ WAYS = {
     "none": "-o ProxyJump=none -F {config}",
     "ProxyJump of ssh_config": "-F {config}",
     "ProxyCommand of ssh_config": "-F {config}2",
+    "~/.ssh/config": "",
 }
 
 
@@ -326,6 +328,7 @@ def test_ways_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, way: str | 
 
 
 NO_WAY = {
+    "a name that a shell would read": ("-o ProxyCommand=x -o ProxyJump=none", "would be read by a shell"),
     "a jump host whose key has changed": ("-o ProxyJump=localhost:{port}", "host key of .localhost.* has changed"),
     "a jump host that is not there": (
         "-o ProxyJump=127.0.0.1:1",
@@ -348,9 +351,11 @@ def test_no_way_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, args: str
     copied(sshd, home / ".ssh" / "id_ed25519")
     keygen("-f", tmp_path / "stranger")
     lines = [sshd.known(), f"[localhost]:{sshd.port} {public(tmp_path / 'stranger')}\n"]
-    behind = {"ansible_port": 1} if "through" in said else {}
+    behind: dict[str, Any] = {"ansible_port": 1} if "through" in said else {}
+    if "shell" in said:
+        behind = {"ansible_host": "127.0.0.1;id"}
     before = {pid for pid in os.listdir("/proc") if pid.isdigit()}
-    with pytest.raises(Unreachable, match=said):
+    with pytest.raises(TcpfleetError, match=said):
         login(sshd, known(tmp_path / "known", *lines) + " " + args.format(port=sshd.port), timeout=2, **behind)
     time.sleep(0.05)
     left = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit() and pid not in before]
