@@ -160,6 +160,17 @@ def rollback(
 
 
 @task(
+    common=("hosts", "inventory", "forks", "check", "json", "ask_sudo_pass"),
+    help={"user": "also what is there of this user, for tasks that ran as another user than root"},
+)
+def clean(options: Options, user: str = "") -> Answer:
+    """Stop server and clients and remove all that tcpfleet keeps on --hosts; roll back first."""
+    from tcpfleet import clean as cleaning
+
+    return cleaning.clean(options, user)
+
+
+@task(
     common=("json",),
     help={
         "out": "folder to write into (the current one)",

@@ -55,6 +55,11 @@ class Context(object):
         """{module path: source} of all payload modules."""
         return self._agent.payload.sources()
 
+    @property
+    def sent_for_this(self):
+        """True when this user had no copy of the payload here before this command."""
+        return self._agent.payload.was_sent
+
     def stopping(self):
         return self._agent.stop.is_set()
 

@@ -156,7 +156,8 @@ if sys.getfilesystemencoding() == "ascii":
     speak_utf8()
 
 data, uncached = cached(), None
-if data is None:
+was_sent = data is None
+if was_sent:
     say("need")
     data = take(size)
     if not matches(data):
@@ -174,6 +175,7 @@ class Payload(object):
     """Imports modules of the verified archive.
 
     :ivar names: of all its modules.
+    :ivar was_sent: this user had no copy of it on this host.
     """
 
     # Not from importlib.abc, whose import costs more than all of this.
@@ -244,6 +246,7 @@ class Payload(object):
 
 
 payload = Payload(data)
+payload.was_sent = was_sent
 sys.meta_path.insert(0, payload)
 
 import agent  # noqa: E402

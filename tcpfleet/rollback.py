@@ -117,26 +117,32 @@ class _Journals:
     runs: list[dict[str, Any]]
 
 
+def identities(session: Session, password: Secret | None, user: str) -> list[tuple[Become | None, bool]]:
+    """Those who may have kept something on a host: the login, root or whom the inventory says to become, `user`.
+
+    :returns: each with whether it is only tried: root, where nobody asked for it, may not be had.
+    """
+    asked: list[tuple[Become | None, bool]] = [(None, False)]
+    if session.become is not None:
+        asked.append((session.become, False))
+    elif session.hello["uid"] != 0:
+        asked.append((Become("root", password=password), True))
+    if user:
+        asked.append(((session.become or Become(password=password))._replace(user=user), False))
+    return asked
+
+
 def _journals(session: Session, password: Secret | None, user: str, found: HostRollback) -> list[_Journals]:
     """The journals of the login, of root (or whom the inventory says to become), and of `user`.
 
     :raises HostFailed: when an identity that was asked for cannot be had, or a folder cannot be read.
     """
-    asked: list[Become | None] = [None]
-    if session.become is not None:
-        asked.append(session.become)
-    implied = None
-    if session.hello["uid"] != 0 and session.become is None:
-        implied = Become("root", password=password)
-        asked.append(implied)
-    if user:
-        asked.append((session.become or Become(password=password))._replace(user=user))
     journals: dict[str, _Journals] = {}
-    for become in asked:
+    for become, is_implied in identities(session, password, user):
         answer = session.call("rollback", {"action": "list"}, become=become)
         if not answer.get("failed"):
             journals.setdefault(answer["place"], _Journals(become, answer["runs"]))
-        elif become is not None and become is implied:
+        elif is_implied:
             found.notes.append(f"the journal of root was not looked at: {answer.get('msg')}")
         else:
             raise HostFailed(str(answer.get("msg")))

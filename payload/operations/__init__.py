@@ -21,6 +21,7 @@ To add one: one file here, one row below, one file of cases under tests/unit/ope
 TABLE = {
     "stress": "stress",
     "blockinfile": "blockinfile",
+    "clean": "clean",
     "command": "command",
     "copy": "copy",
     "copy_tree": "copy_tree",

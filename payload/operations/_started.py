@@ -12,7 +12,7 @@ def since(moment, paths):
     """Processes that began after a moment and have one of some files on their command line.
 
     :param moment: seconds since the epoch.
-    :param paths: a set of absolute paths.
+    :param paths: a set of absolute paths. Of a container on this machine the same paths are other files.
     :returns: ``[(pid, command line)]``, lowest pid first; a child of one that is listed is left out.
     """
     with open("/proc/uptime") as source:
@@ -26,7 +26,7 @@ def since(moment, paths):
         try:
             with open("/proc/%s/cmdline" % name, "rb") as source:
                 words = source.read().split(b"\0")
-            if wanted.isdisjoint(words):
+            if wanted.isdisjoint(words) or not os.path.samestat(os.stat("/proc/%s/root" % name), os.stat("/")):
                 continue
             with open("/proc/%s/stat" % name) as source:
                 fields = source.read().rpartition(")")[2].split()

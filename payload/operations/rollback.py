@@ -49,7 +49,7 @@ def run(args, context):
         ``what``, ``kind``, ``status``, ``msg``, ``diff`` where there is one; ``undone``: nothing is left to do.
     """
     if args["action"] == "list":
-        found = [_describe(one) for one in journal.runs()]
+        found = [describe(one) for one in journal.runs()]
         return {"changed": False, "place": journal.folder(), "runs": found, "msg": "%d runs" % len(found)}
     for one in journal.runs():
         if one.ident == args["run"] and not one.undone:
@@ -57,7 +57,8 @@ def run(args, context):
     raise OperationError("there is no journal of a run %s to undo" % args["run"])
 
 
-def _describe(run):
+def describe(run):
+    """What `run` tells of one journal; loads it."""
     told = {"run": run.ident, "state": "undone" if run.undone else "can be undone", "msg": ""}
     try:
         run.load()

@@ -38,7 +38,12 @@ def run(args, context):
     run_id = args.get("run_id")
     if not isinstance(run_id, str) or not re.match(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z", run_id):
         raise OperationError("stress: {!r} is not a run id".format(run_id))
-    return ACTIONS[action](os.path.join(state_directory(), "runs", run_id), args, context)
+    return ACTIONS[action](run_folder(run_id), args, context)
+
+
+def run_folder(run_id):
+    """Where this user's clients of a run are."""
+    return os.path.join(state_directory(), "runs", run_id)
 
 
 def state_directory():
