@@ -37,7 +37,7 @@ def clean(options: Options, user: str) -> Answer:
         name: {"status": one.status} | (one.value if one.value is not None else {"error": one.error})
         for name, one in outcomes.items()
     }
-    return Answer({"hosts": told}, worst(codes))
+    return Answer({"hosts": told}, worst(codes), options.sum_up(outcomes))
 
 
 def clean_host(session: Session, password: str | None, user: str, *, check: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +28,13 @@ from tcpfleet import secret, signals
 from tcpfleet.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, TcpfleetError
 
 if TYPE_CHECKING:
-    from tcpfleet.fleet import Fleet
+    from tcpfleet.fleet import Fleet, Outcome
     from tcpfleet.inventory import Host, Inventory
 
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMON: dict[str, tuple[Any, str]] = {
-    "hosts": ("", "Ansible pattern: all, group, host, a:b, a:&b, a:!b, globs"),
+    "hosts": ("", "Ansible pattern: all, group, host, a:b, a:&b, a:!b, globs; @FILE: one of these a line"),
     "inventory": ("", "inventory file or folder (default: inventory/ of this checkout)"),
     "forks": ("20", "hosts at work at the same time"),
     "check": (False, "change nothing, say what would be changed"),
@@ -53,10 +54,12 @@ class Answer:
 
     :ivar data: the object that `--json` prints.
     :ivar code: the exit code; see `tcpfleet.errors`.
+    :ivar failed: hosts on which it is worth to run the same task again; their names are kept for --hosts @FILE.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     code: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 class Options:
@@ -111,10 +114,23 @@ class Options:
             raise BadInput(
                 "this task changes hosts and `all` holds this machine too: name them with --hosts PATTERN"
             )
-        hosts = self.inventory.select(pattern)
+        hosts = self.inventory.select(pattern, with_files=True)
         if not hosts:
             raise BadInput(f"the pattern {pattern!r} matches no host")
         return hosts
+
+    def sum_up(self, outcomes: Mapping[str, Outcome[Any]]) -> list[str]:
+        """Says why hosts failed once more, last, with counts, as the recap of a playbook does.
+
+        :returns: their names.
+        """
+        failed = [outcome for outcome in outcomes.values() if outcome.status != "ok"]
+        if failed and len(outcomes) > 1:
+            counts = Counter(outcome.status for outcome in outcomes.values())
+            self.say("\n" + ", ".join(f"{counts[status]} {status}" for status in ("ok", "failed", "unreachable")))
+            for outcome in failed:
+                self.say(f"{outcome.status.upper()} {outcome.host.name}: {outcome.error}")
+        return [outcome.host.name for outcome in failed]
 
     def fleet(self, hosts: Sequence[Host]) -> Fleet:
         from tcpfleet.fleet import Fleet
@@ -223,6 +239,24 @@ def task(
     return wrap
 
 
+def _keep_failed(task: str, answer: Answer) -> None:
+    """Writes the failed hosts to a file for `--hosts @FILE`, as Ansible's retry files; none failed: it goes."""
+    from tcpfleet.runs import REPORTS
+
+    file = REPORTS / f"{task}.retry"
+    try:
+        if not answer.failed:
+            file.unlink(missing_ok=True)
+            return
+        REPORTS.mkdir(exist_ok=True)
+        file.write_text("".join(f"{name}\n" for name in answer.failed), encoding="utf-8")
+    except OSError as error:
+        print(f"warning: cannot keep the names of failed hosts in {file}: {error.strerror}", file=sys.stderr)
+        return
+    answer.data = {**answer.data, "failed_hosts": answer.failed, "retry_file": str(file)}
+    print(f"to run it again where it failed: inv {task} ... --hosts @{os.path.relpath(file)}", file=sys.stderr)
+
+
 def _run(
     function: Callable[..., Answer | None], context: Context, shared: dict[str, Any], own: dict[str, Any]
 ) -> int:
@@ -232,6 +266,7 @@ def _run(
             if context.config.run.dry:
                 raise BadInput("inv --dry would still run tasks: use the task's own --check")
             answer = function(Options(shared), **own) or Answer()
+            _keep_failed(function.__name__.replace("_", "-"), answer)
         except TcpfleetError as error:
             print(f"error: {secret.printable(str(error))}", file=sys.stderr)
             answer = Answer({"error": str(error)}, error.exit_code)

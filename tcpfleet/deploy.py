@@ -98,7 +98,8 @@ def status_task(options: Options) -> Answer:
     codes = exit_codes(outcomes)
     if any(outcome.value and not outcome.value["running"] for outcome in outcomes.values()):
         codes.append(HostFailed.exit_code)
-    return Answer({"servers": {n: o.value or {"error": o.error} for n, o in outcomes.items()}}, worst(codes))
+    data = {"servers": {n: o.value or {"error": o.error} for n, o in outcomes.items()}}
+    return Answer(data, worst(codes), options.sum_up(outcomes))
 
 
 def _say_status(options: Options, outcome: Outcome[dict[str, Any]]) -> None:
@@ -179,7 +180,7 @@ def log_task(options: Options, lines: str, *, follow: bool) -> Answer:
             read, on_news=show, on_outcome=lambda outcome: _say_error(options, outcome), at_once=follow
         )
     data = {n: {"lines": o.value} if o.error is None else {"error": o.error} for n, o in outcomes.items()}
-    return Answer({"servers": data}, worst(exit_codes(outcomes)))
+    return Answer({"servers": data}, worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def reload_task(options: Options) -> Answer:
@@ -191,7 +192,7 @@ def reload_task(options: Options) -> Answer:
         n: {"reloaded": True, "message": o.value} if o.error is None else {"reloaded": False, "error": o.error}
         for n, o in outcomes.items()
     }
-    return Answer({"servers": data}, worst(exit_codes(outcomes)))
+    return Answer({"servers": data}, worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def _reload(session: Session) -> str:

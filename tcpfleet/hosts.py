@@ -48,7 +48,7 @@ def ping(options: Options) -> Answer:
 
     with options.fleet(hosts) as fleet:
         outcomes = fleet.run(greet, on_outcome=say)
-    return Answer(_by_host(outcomes), worst(exit_codes(outcomes)))
+    return Answer(_by_host(outcomes), worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def facts(options: Options) -> Answer:
@@ -62,14 +62,15 @@ def facts(options: Options) -> Answer:
         found: dict[str, Any] = result["ansible_facts"]
         return found
 
-    with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(gather)
-    for outcome in outcomes.values():
+    def say(outcome: Outcome[dict[str, Any]]) -> None:
         if outcome.value is None:
             options.say(f"{outcome.host.name}: {outcome.status}: {outcome.error}")
         else:
             options.say(f"{outcome.host.name}: {json.dumps(outcome.value, indent=2, sort_keys=True)}")
-    return Answer(_by_host(outcomes), worst(exit_codes(outcomes)))
+
+    with options.fleet(hosts) as fleet:
+        outcomes = fleet.run(gather, on_outcome=say)
+    return Answer(_by_host(outcomes), worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def _by_host(outcomes: dict[str, Outcome[dict[str, Any]]]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from tcpfleet.playbook.parse import read_vars
 
 if TYPE_CHECKING:
     from tcpfleet.fleet import Fleet
-    from tcpfleet.inventory import Host
 
 PLAYBOOKS = ROOT / "playbooks"
 
@@ -67,7 +66,7 @@ def play(
     hosts = book.hosts(options.inventory, limit)
     with options.fleet(hosts) as fleet:
         recap = run_on(options, book, fleet, limit, f"play {book.path.name}", choice)
-    return Answer(recap.to_json(), recap.exit_code)
+    return Answer(recap.to_json(), recap.exit_code, recap.failed)
 
 
 def _limit(options: Options, book: Playbook, pattern: str) -> list[str] | None:
@@ -87,10 +86,8 @@ def _limit(options: Options, book: Playbook, pattern: str) -> list[str] | None:
     for option, one in patterns.items():
         if not one:
             continue
-        if one.startswith("@"):
-            raise BadInput(f"{option} {one}: name the hosts; a file of hosts is not read")
         try:
-            names = [host.name for host in inventory.select(one)]
+            names = [host.name for host in inventory.select(one, with_files=True)]
         except BadInput as error:
             raise BadInput(f"{option}: {error}") from None
         left = names if left is None else [name for name in left if name in names]
@@ -157,18 +154,11 @@ def stop_server(options: Options) -> Answer:
 
 
 def _on_servers(options: Options, file: str, extra: dict[str, Any]) -> Answer:
-    pattern = options.hosts or "server"
-    recap, hosts = _run(options, PLAYBOOKS / file, extra | {"server_hosts": pattern}, None)
-    if not hosts:
-        raise BadInput(f"the pattern {pattern!r} matches no host")
-    return Answer(recap.to_json(), recap.exit_code)
-
-
-def _run(options: Options, path: Path, extra: dict[str, Any], limit: str | None) -> tuple[Recap, list[Host]]:
-    book = load(path, extra)
-    hosts = book.hosts(options.inventory, limit)
+    hosts = options.select("server")
+    book = load(PLAYBOOKS / file, extra | {"server_hosts": "all"})
     with options.fleet(hosts) as fleet:
-        return run_on(options, book, fleet, limit, path.stem), hosts
+        recap = run_on(options, book, fleet, [host.name for host in hosts], book.path.stem)
+    return Answer(recap.to_json(), recap.exit_code, recap.failed)
 
 
 def run_on(

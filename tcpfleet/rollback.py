@@ -106,7 +106,8 @@ def rollback(options: Options, *, listing: bool, everything: bool, force: bool, 
             options.say(_recap_line(name, outcome))
     codes = exit_codes(outcomes)
     codes += [EXIT_HOST_FAILED for one in outcomes.values() if one.value is not None and one.value.incomplete]
-    return Answer({"hosts": {name: _to_json(one) for name, one in outcomes.items()}}, worst(codes))
+    failed = [name for name, one in outcomes.items() if one.value is None or one.value.incomplete]
+    return Answer({"hosts": {name: _to_json(one) for name, one in outcomes.items()}}, worst(codes), failed)
 
 
 @dataclass

@@ -273,6 +273,7 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
 
     attempt = 1
     while True:
+        begun = time.monotonic()
         try:
             way_in = route(how, connect_timeout, keys)
         except HostKeyRefused as error:
@@ -281,7 +282,8 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
             way_in.open()
             return way_in
         except (paramiko.SSHException, EOFError, OSError) as error:
-            reason, retry = _why_not(error, way_in, connect_timeout), _worth_a_retry(error)
+            is_stalled = time.monotonic() - begun >= connect_timeout  # a silent host costs its timeout once
+            reason, retry = _why_not(error, way_in, connect_timeout), _worth_a_retry(error) and not is_stalled
             # Paramiko tells of an encrypted key only if nothing else has failed after it.
             identities = _identities(way_in.at) if _is_about_the_login(error, way_in.at) else []
         finally:

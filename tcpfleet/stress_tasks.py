@@ -255,7 +255,8 @@ def stop(options: Options) -> Answer:
 
     with options.fleet(hosts) as fleet:
         outcomes = fleet.run(stop_all, on_outcome=say)
-    return Answer({"stopped": {name: one.value for name, one in outcomes.items()}}, worst(exit_codes(outcomes)))
+    stopped = {name: one.value for name, one in outcomes.items()}
+    return Answer({"stopped": stopped}, worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def status(options: Options) -> Answer:
@@ -283,7 +284,8 @@ def status(options: Options) -> Answer:
                     f"{counts.get('open', 0):,} open, {counts.get('failed', 0):,} failed "
                     f"{client.get('message', '')}".rstrip()
                 )
-    return Answer({"runs": {name: one.value for name, one in outcomes.items()}}, worst(exit_codes(outcomes)))
+    found = {name: one.value for name, one in outcomes.items()}
+    return Answer({"runs": found}, worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
 def shown(path: Path | None) -> str:

@@ -70,8 +70,9 @@ def tune(
         target.write_text(printable(redact(text)), encoding="utf-8")
         options.say(f"\nreport: {target}")
     data = {"tuning": {name: table.to_json() for name, table in tables.items()}} | recap.to_json()
-    codes = [EXIT_HOST_FAILED for table in tables.values() if table.failed and table.host not in recap.reasons]
-    return Answer(data, worst([recap.exit_code, *codes]))
+    refused = [table.host for table in tables.values() if table.failed and table.host not in recap.reasons]
+    codes = [EXIT_HOST_FAILED for _ in refused]
+    return Answer(data, worst([recap.exit_code, *codes]), [*recap.failed, *refused])
 
 
 def _allowed(**switches: bool) -> dict[str, Any]:
@@ -176,7 +177,8 @@ def tune_status(options: Options, profile: str = "", *, allow_host_wide: bool = 
     ordered = {host.name: tables[host.name] for host in hosts}
     options.say(drift.render(ordered).rstrip("\n"))
     codes += [EXIT_HOST_FAILED for table in ordered.values() if table.drifted or table.error]
-    return Answer({"hosts": {name: table.to_json() for name, table in ordered.items()}}, worst(codes))
+    failed = [name for name, table in ordered.items() if table.drifted or table.error]
+    return Answer({"hosts": {name: table.to_json() for name, table in ordered.items()}}, worst(codes), failed)
 
 
 def _compare(

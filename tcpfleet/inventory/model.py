@@ -97,14 +97,15 @@ class Inventory:
             directories.append(Path(playbook_dir))
         return _assemble(draft, directories)
 
-    def select(self, pattern: str, *, allow_empty: bool = False) -> list[Host]:
+    def select(self, pattern: str, *, allow_empty: bool = False, with_files: bool = False) -> list[Host]:
         """The hosts that an Ansible host pattern selects, each once, in Ansible's order.
 
         :param allow_empty: return [] when everything in the pattern exists but no host is left;
             otherwise that is an error too.
+        :param with_files: a part ``@FILE`` stands for the lines of that file; for what users type.
         :raises BadInput: the pattern is malformed, names nothing that exists, or leaves no host.
         """
-        names = patterns.select(pattern, list(self.hosts), self._members)
+        names = patterns.select(pattern, list(self.hosts), self._members, with_files=with_files)
         if not names and not allow_empty:
             raise BadInput(f"the host pattern {pattern!r} selects no host")
         return [self.hosts[name] for name in names]

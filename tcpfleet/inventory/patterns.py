@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ..errors import BadInput
 from .names import is_host_expression
@@ -46,6 +47,8 @@ def select(
     pattern: str,
     hosts: Sequence[str],
     groups: Mapping[str, Sequence[str]],
+    *,
+    with_files: bool = False,
 ) -> list[str]:
     """The hosts that `pattern` selects, each once, in Ansible's order.
 
@@ -53,11 +56,14 @@ def select(
 
     :param hosts: every host, in inventory order.
     :param groups: the hosts of every group, its children's included.
+    :param with_files: a part ``@FILE`` stands for the lines of that file.
     :raises BadInput: malformed, or a part matches nothing that exists.
     """
     if len(pattern) > MAX_LENGTH:
         raise BadInput(f"this host pattern is longer than {MAX_LENGTH} characters")
     parts = split(pattern)
+    if with_files:
+        parts = [one for part in parts for one in (_lines(part[1:]) if part[0] == "@" else [part])]
     if not parts:
         raise BadInput("the host pattern is empty: name a host, a group or `all`")
     known = set(hosts)
@@ -73,6 +79,18 @@ def select(
                 named = set(matches(part[1:].strip()))
                 chosen = {host: None for host in chosen if (host in named) is keep}
     return list(chosen)
+
+
+def _lines(file: str) -> list[str]:
+    """The patterns in a file of failed hosts, one a line, as Ansible's --limit reads them."""
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"@{file}: cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    parts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not parts:
+        raise BadInput(f"@{file}: the file names no host")
+    return parts
 
 
 def _match(part: str, hosts: Sequence[str], groups: Mapping[str, Sequence[str]], whole: str) -> list[str]:

@@ -131,6 +131,11 @@ class Recap:
         codes += [EXIT_UNREACHABLE for one in self.hosts.values() if one.unreachable]
         return worst(codes) if codes else EXIT_OK
 
+    @property
+    def failed(self) -> list[str]:
+        """Hosts that failed or were unreachable."""
+        return [name for name, one in self.hosts.items() if one.failed or one.unreachable]
+
     def registered(self, name: str) -> dict[str, TaskResult]:
         """Host name -> the last result that was registered under a name.
 

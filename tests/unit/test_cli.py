@@ -126,3 +126,20 @@ def test_the_profile_of_the_inventory_counts_when_none_is_named(tmp_path: Path) 
     inventory.write_text("all: {hosts: {here: {ansible_connection: local, profile: no-such}}}")
     done = invoke("tune", "--hosts", "here", "--check", "--inventory", str(inventory))
     assert done.returncode == 1 and "profiles/no-such.yml" in done.stderr and "article" in done.stderr
+
+
+def test_the_failed_hosts_come_last_and_are_kept_for_the_next_run(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    sick = "ansible_connection: local, ansible_python_interpreter: /usr/bin/python9"
+    well = "ansible_connection: local"
+    inventory.write_text(f"all: {{hosts: {{one: {{{sick}}}, two: {{{well}}}, three: {{{sick}}}}}}}")
+    retry = ROOT / "reports/ping.retry"
+    done = invoke("ping", "--inventory", str(inventory))
+    assert done.returncode == 2 and "inv ping ... --hosts @reports/ping.retry" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-3] == "1 ok, 2 failed, 0 unreachable" and retry.read_text() == "one\nthree\n"
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["FAILED one", "FAILED three"]
+    inventory.write_text(inventory.read_text().replace("python9", "python3"))
+    again = json.loads(invoke("ping", "--inventory", str(inventory), "--hosts", f"@{retry}", "--json").stdout)
+    assert list(again["hosts"]) == ["one", "three"] and again["exit_code"] == 0
+    assert "failed_hosts" not in again and not retry.exists()

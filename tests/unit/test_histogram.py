@@ -119,5 +119,5 @@ def test_the_module_needs_no_sibling():
         "import math",
         "import sys",
         "from array import array",
-        "from typing import Any, Dict, Iterable, Optional",
+        "from typing import Any, Dict, Iterable, Mapping, Optional, Sequence",
     ]

@@ -405,3 +405,21 @@ def test_five_thousand_hosts_load_quickly(tmp_path: Path) -> None:
     assert len(inventory.select("g:!h1")) == 4999
     assert {inventory.connection(host).user for host in inventory.hosts} == {"u"}
     assert time.monotonic() - started < 10  # 0.8 s when measured; ten times that is another algorithm
+
+
+def test_a_file_of_hosts_in_what_users_type(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("lab: {hosts: {a: , b: , c: }}")
+    inventory = Inventory.load(tmp_path / "hosts.yml")
+    failed = tmp_path / "ping.retry"
+    failed.write_text("c\n\n a \n")
+    names = [host.name for host in inventory.select(f"@{failed}", with_files=True)]
+    assert names == ["c", "a"]
+    assert [host.name for host in inventory.select(f"@{failed}:!a", with_files=True)] == ["c"]
+    with pytest.raises(BadInput, match="no host or group matches '@"):  # a play's own pattern
+        inventory.select(f"@{failed}")
+    failed.write_text("\n")
+    with pytest.raises(BadInput, match="the file names no host"):
+        inventory.select(f"@{failed}", with_files=True)
+    failed.write_bytes(b"\xff")
+    with pytest.raises(BadInput, match="cannot read"):
+        inventory.select(f"@{failed}", with_files=True)

@@ -1,10 +1,13 @@
 """Sessions over the local link: a real agent process, its start, its end, and what can be wrong with it."""
 
+import contextlib
 import hashlib
 import marshal
 import os
+import socket
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,6 +68,44 @@ def test_names_of_files_in_a_login_without_a_locale(
 def test_no_python_is_one_sentence(python: str, said: str) -> None:
     with pytest.raises(HostFailed, match=said):
         link.open_session(HOST, local(python), connect_timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("says", "closes", "tries", "said"),
+    [
+        (b"", True, 3, "SSH to 127.0.0.1"),
+        (b"Exceeded MaxStartups\r\n", True, 3, "SSH to 127.0.0.1"),
+        (b"SSH-1.0-old\r\n", False, 1, "ncompatible"),
+        (b"", False, 1, "SSH to 127.0.0.1"),  # silent: its connect timeout, once
+    ],
+    ids=["closed", "MaxStartups", "another protocol", "silence"],
+)
+def test_only_a_connection_that_was_dropped_at_its_beginning_is_tried_again(
+    says: bytes, closes: bool, tries: int, said: str, tmp_path: Path
+) -> None:
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(listener.accept()[0])
+                held[-1].sendall(says)
+                if closes:
+                    held[-1].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        how = Connection("sick", "ssh", "127.0.0.1", port=listener.getsockname()[1])
+        try:
+            with pytest.raises(Unreachable, match=said):
+                link.open_session(HOST, how, connect_timeout=1)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
+            for one in held:
+                one.close()
+    assert len(held) == tries
 
 
 def script(tmp_path: Path, body: str) -> str:

@@ -118,7 +118,7 @@ def test_what_would_run_is_shown(site: Path, capsys: pytest.CaptureFixture[str])
         ("w1", "d1", "--hosts 'w1' and --limit 'd1' have no host in common"),
         ("", "nohost", "--limit: "),
         ("nohost", "", "--hosts: "),
-        ("", "@failed", "--limit @failed: name the hosts; a file of hosts is not read"),
+        ("", "@failed", "--limit: @failed: cannot read failed: No such file or directory"),
     ],
 )
 def test_bad_limits(hosts: str, limit: str, message: str, site: Path) -> None:
