@@ -127,14 +127,18 @@ class Histogram:
     @classmethod
     def from_dict(cls, data: Dict[str, Any]) -> "Histogram":
         """The histogram that `to_dict` wrote. Raises ValueError for another scheme or a bad bucket."""
-        if data.get("scheme") != SCHEME:
-            raise ValueError("histogram scheme is {!r}, not {!r}".format(data.get("scheme"), SCHEME))
+        found = data.get("scheme") if isinstance(data, dict) else data
+        if found != SCHEME:
+            raise ValueError("histogram scheme is {!r}, not {!r}".format(found, SCHEME))
         out = cls()
-        for index, count in data["buckets"]:
-            if not 0 <= index < SIZE or count < 0:
-                raise ValueError("histogram bucket {!r}: {!r} is out of range".format(index, count))
-            out.counts[index] += count
-        out.max = int(data["max"])
+        try:
+            for index, count in data["buckets"]:
+                if not 0 <= index < SIZE or count < 0:
+                    raise ValueError("histogram bucket {!r}: {!r} is out of range".format(index, count))
+                out.counts[index] += count
+            out.max = int(data["max"])
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError("a histogram is damaged: {!r}".format(error))
         return out
 
     @classmethod

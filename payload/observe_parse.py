@@ -293,7 +293,7 @@ def parse_cpu(text, ticks_per_second):
         if fields[0] == "cpu":
             for name, value in zip(names, fields[1:]):  # noqa: B905 (strict= needs 3.10)
                 found[name] = int(value) / float(ticks_per_second)
-        elif fields[0] in CPU_COUNTS:
+        elif fields[0] in CPU_COUNTS and len(fields) > 1:
             found[CPU_COUNTS[fields[0]]] = int(fields[1])
     if "user" not in found:
         raise ValueError("no cpu line found")
@@ -348,13 +348,16 @@ def parse_file_nr(text):
 
 
 def parse_loadavg(text):
-    """/proc/loadavg: ``{"1min", "5min", "15min", "running", "processes"}``."""
-    fields = text.split()
-    running, processes = fields[3].split("/")
+    """/proc/loadavg: ``{"1min", "5min", "15min", "running", "processes"}``.
+
+    :raises ValueError: when it is not such a line.
+    """
+    one, five, fifteen, tasks, _last = text.split()
+    running, processes = tasks.split("/")
     return {
-        "1min": float(fields[0]),
-        "5min": float(fields[1]),
-        "15min": float(fields[2]),
+        "1min": float(one),
+        "5min": float(five),
+        "15min": float(fifteen),
         "running": int(running),
         "processes": int(processes),
     }
@@ -424,7 +427,8 @@ def parse_stat_parent(text):
     :raises ValueError: when it is not such a line.
     """
     name = text[text.index("(") + 1 : text.rindex(")")]
-    return int(text[text.rindex(")") + 1 :].split()[1]), name
+    _state, parent = text[text.rindex(")") + 1 :].split()[:2]
+    return int(parent), name
 
 
 def sysctl_path(key):

@@ -74,7 +74,7 @@ def compile_expect(text: str, frame: str = "", option: str = "--expect", host: s
     if colon and kind == "regex":
         try:
             pattern = re.compile(rest.encode("utf-8", "surrogateescape"), re.S)
-        except re.error as e:
+        except (re.error, OverflowError, RecursionError) as e:
             raise MessageError("{} {}: not a regular expression: {}".format(option, text, e))
 
         def judge(reply: bytes) -> Optional[str]:
@@ -161,10 +161,10 @@ def _chunks_end(data: bytes, at: int) -> Optional[int]:
         line = data.find(b"\r\n", at)
         if line < 0:
             return None
-        try:
-            size = int(data[at:line].split(b";")[0].strip(), 16)
-        except ValueError:
+        digits = data[at:line].split(b";")[0].strip()
+        if not re.match(rb"[0-9A-Fa-f]{1,16}\Z", digits):  # int() takes a sign too: backwards, for ever
             raise FrameError("not a chunk size: {!r}".format(data[at : at + 20]))
+        size = int(digits, 16)
         if size == 0:
             if data[line : line + 4] == b"\r\n\r\n":
                 return line + 4

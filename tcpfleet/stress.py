@@ -496,14 +496,17 @@ class Run:
             run.started = plan["started"]
             run.server_plans = plan["servers"]
             run.plans = {int(index): one for index, one in plan["plans"].items()}
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{folder / 'plan.json'} does not fit this inventory: {error}") from None
         run.folder = folder
         run.observed = report.load_observations(folder)
         if (folder / "run.json").exists():
             before = runs.read_run(folder)
-            run.interrupted = bool(before["interrupted"])
-            run.lost = {host["name"]: host["lost"] for host in before["hosts"] if host.get("lost")}
+            try:
+                run.interrupted = bool(before["interrupted"])
+                run.lost = {host["name"]: host["lost"] for host in before["hosts"] if host.get("lost")}
+            except (AttributeError, KeyError, TypeError) as error:
+                raise BadInput(f"{folder / 'run.json'} is damaged: {error!r}") from None
         return run
 
     def still_running(self, fleet: Fleet) -> list[str]:

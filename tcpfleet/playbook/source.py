@@ -172,7 +172,13 @@ def _fast_node(text: str, shown: str) -> yaml.Node | None:
 
 
 def _node(text: str, shown: str) -> yaml.Node | None:
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        message = f"bad YAML: the character #x{ord(text[error.position]):04x} is not allowed"
+        raise LocatedError(message, shown, line, column) from None
     loader.name = shown
     try:
         found: yaml.Node | None = loader.get_single_node()
