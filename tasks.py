@@ -460,7 +460,7 @@ def lint(options: Options) -> Answer:
     common=("hosts", "json"),
     positional=["what"],
     help={
-        "what": "playbook or stress",
+        "what": "playbook, stress or fleet",
         "rounds": "how often each figure is taken; medians count (3)",
         "only": "parts of it, comma separated; the others' tables stay",
     },

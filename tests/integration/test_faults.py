@@ -1,0 +1,411 @@
+"""One sick host beside a well one, for every command: each fault ends in time, is named, and leaves nothing.
+
+A row of FAULTS says what is broken, when, and what may come of it; the matrix is FAULTS x COMMANDS. An ordinary
+run takes the commands that a row names in `short`; `inv test --full` takes all and writes what it measured to
+docs/reliability.md. A fault `during` a command comes at one and the same message: the host's agent is made to wait
+there. What a run leaves to be done, the same command does when it is run again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tcpfleet import lab as labs
+from tests.integration.test_link import inventory
+from tests.integration.test_playbooks import power_off
+from tests.integration.test_rollback import DRIVER
+from tests.relay import Relay
+from tests.running import ROOT, Inv, Lab
+
+pytestmark = pytest.mark.lab
+
+WELL, SICK = "c1", "c2"
+ADDRESSES = {"s1": "10.77.0.11", WELL: "10.77.0.21", SICK: "10.77.0.22"}
+BOTH = ("--hosts", f"{WELL}:{SICK}")
+COMMANDS = {
+    "tune": ("tune", *BOTH),
+    "deploy-server": ("deploy-server", *BOTH),
+    "stress": ("stress", *BOTH, "--target", "s1", "--per-client", "100", "--hold", "3"),
+    "collect-report": ("collect-report", *BOTH),
+}
+# The message of the sick host's agent (its hello is the first) at which a fault comes that comes during a command.
+MIDDLE = {"tune": 4, "deploy-server": 6, "stress": 8, "collect-report": 2}
+HALT = "run/tcpfleet-test-halt"
+WAITING = """
+
+_send, _sent = Agent.send, []
+
+
+def _at_message(self, message):
+    import socket
+
+    if message["type"] != "beat" and socket.gethostname() == "{host}":
+        _sent.append(message)
+        if len(_sent) == {at}:
+            {act}
+    _send(self, message)
+
+
+Agent.send = _at_message
+"""
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+WAIT = f"""open("/{HALT}", "w").close()
+            while os.path.exists("/{HALT}") and not self.stop.is_set():
+                time.sleep(0.02)"""
+LEFT = "pgrep -fa '[I] -S -c import|[s]tress_client' || true"
+
+
+class Scene:
+    """The lab around one case."""
+
+    def __init__(self, lab: Lab, inv: Inv, folder: Path) -> None:
+        self.lab, self.inv, self._folder = lab, inv, folder
+        self.process: subprocess.Popen[str] | None = None
+        self.relay: Relay | None = None
+        self.settings: dict[str, Any] = {}
+
+    @property
+    def init(self) -> int:
+        """Pid of the sick host's init."""
+        return labs._children(labs._machines()[SICK])[0]
+
+    def inside(self, script: str) -> None:
+        """A shell in the sick host, by no network."""
+        subprocess.run(["nsenter", "-t", str(self.init), "-a", "sh", "-c", script], check=True)
+
+    def firewall(self, rule: str) -> None:
+        """A rule for all packets that come to the sick host; '' lets them pass again."""
+        script = f"table inet fault {{ chain all {{ type filter hook input priority 0; {rule} }} }}"
+        script = f"table inet fault; delete table inet fault; {script if rule else ''}"
+        subprocess.run(["nsenter", "-t", str(self.init), "-n", "nft", script], check=True)
+
+    def inventory(self) -> str:
+        hosts = {name: {"ansible_host": address} for name, address in ADDRESSES.items()}
+        hosts[SICK] |= self.settings
+        self._folder.mkdir(exist_ok=True)
+        return inventory(self._folder, **hosts)
+
+    def start(self, command: str, change: str = "") -> subprocess.Popen[str]:
+        """A command whose agents are made from a copy of payload/ with something appended to agent.py."""
+        payload = self._folder / "payload"
+        shutil.rmtree(payload, ignore_errors=True)
+        where = self.inventory()
+        shutil.copytree(ROOT / "payload", payload, ignore=shutil.ignore_patterns("__pycache__"))
+        with (payload / "agent.py").open("a") as agent:
+            agent.write(change)
+        words = [sys.executable, "-c", DRIVER, str(payload), *COMMANDS[command], "--inventory", where]
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        return self.process
+
+    @property
+    def halted(self) -> Path:
+        return Path(f"/proc/{self.init}/root/{HALT}")
+
+    def await_halt(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + 60
+        while not self.halted.exists():
+            if self.process.poll() is not None:
+                out, err = self.process.communicate()
+                raise AssertionError(f"it ended before the message came:\n{out}{err}")
+            assert time.monotonic() < deadline, "the message never came"
+            time.sleep(0.02)
+
+    def left(self) -> dict[str, str]:
+        """What still runs of agents and clients, after a moment to end."""
+        deadline = time.monotonic() + 15
+        while True:
+            found = {name: self.lab.ssh(name, LEFT) for name in ADDRESSES}
+            found = {name: what for name, what in found.items() if what}
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.3)
+
+
+class Fault(NamedTuple):
+    """:ivar when: before a command starts, or during it.
+    :ivar inject: breaks the sick host; `heal`: mends it.
+    :ivar codes: exit statuses that are right; of commands that are not named, those under "".
+    :ivar within: seconds that the command may take from the fault on.
+    :ivar short: commands of an ordinary run.
+    """
+
+    name: str
+    when: str
+    inject: Callable[[Scene], Any]
+    heal: Callable[[Scene], Any]
+    codes: dict[str, tuple[int, ...]]
+    within: float
+    short: tuple[str, ...] = ()
+
+
+def cut_for(seconds: float) -> Callable[[Scene], None]:
+    def cut(scene: Scene) -> None:
+        scene.firewall("drop")
+        time.sleep(seconds)
+        scene.firewall("")
+
+    return cut
+
+
+def slow(rtt: float) -> Callable[[Scene], None]:
+    def put_between(scene: Scene) -> None:
+        scene.relay = Relay((ADDRESSES[SICK], 22), rtt)
+        args = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"
+        scene.settings = {
+            "ansible_host": "127.0.0.1", "ansible_port": scene.relay.port, "ansible_ssh_common_args": args,
+        }  # fmt: skip
+
+    return put_between
+
+
+def take_away(scene: Scene) -> None:
+    if scene.relay is not None:
+        scene.relay.close()
+    scene.settings = {}
+
+
+def python(path: str) -> Callable[[Scene], None]:
+    def choose(scene: Scene) -> None:
+        # Stands for a Python that the stub turns away: its arguments are -I -S -c CODE TOKEN ...
+        script = '#!/bin/sh\\nshift 4; printf "\\\\n%%s old 3.5.9\\\\n" "$1"\\n'
+        scene.inside(f"printf '{script}' >/run/python3.5; chmod 755 /run/python3.5")
+        scene.settings = {"ansible_python_interpreter": path}
+
+    return choose
+
+
+def faked_clock(scene: Scene) -> None:
+    if shutil.which("faketime") is None:
+        pytest.skip("needs faketime: containers share the machine's clock, which is not to be set")
+    scene.inside(
+        "printf '#!/bin/sh\\nexec faketime -f +1y /usr/bin/python3 \"$@\"\\n' >/run/late; chmod 755 /run/late"
+    )
+    scene.settings = {"ansible_python_interpreter": "/run/late"}
+
+
+def kill_controller(scene: Scene) -> None:
+    assert scene.process is not None
+    os.killpg(scene.process.pid, signal.SIGKILL)
+
+
+def nothing(scene: Scene) -> None:
+    """Nothing to mend."""
+
+
+FULL_DISK = "; ".join(
+    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place} && head -c 8192 /dev/zero >{place}/full"
+    for place in ("/var/lib/tcpfleet", "/root/.cache")
+)
+NOISE = r"""
+cp -p /root/.bashrc /run/bashrc 2>/dev/null || :
+printf 'echo; echo "Welcome \033[1m$(hostname)\033[0m"; seq 2000; echo oops >&2\n' >/root/.bashrc
+mkdir -p /root/.ssh && printf 'echo from ssh/rc\n' >/root/.ssh/rc
+"""
+QUIET = "rm -f /root/.bashrc /root/.ssh/rc; [ ! -e /run/bashrc ] || mv /run/bashrc /root/.bashrc"
+SESSIONS = "pkill -9 -f '^sshd-session: root|^sshd: root' || :"
+REACHED = {"": (0,)}
+LOST = {"": (4,)}
+KEPT = {"": (4,), "stress": (0,)}  # a load's clients are daemons: they are found again
+
+FAULTS = [
+    Fault("powered off before", "before", lambda _: power_off(SICK), lambda one: one.inv("lab-up"), LOST, 25),
+    Fault("powered off during", "during", lambda _: power_off(SICK), lambda one: one.inv("lab-up"), LOST, 120),
+    Fault("network cut 10 s", "during", cut_for(10), nothing, REACHED, 60),
+    Fault("network cut", "during", lambda one: one.firewall("drop"), lambda one: one.firewall(""), LOST, 120),
+    Fault(
+        "packet loss 20%", "before", lambda one: one.firewall("numgen random mod 100 < 20 drop"),
+        lambda one: one.firewall(""), REACHED, 90, ("collect-report",),
+    ),
+    Fault(
+        "sshd stopped", "before", lambda one: one.inside("systemctl stop ssh.socket ssh"),
+        lambda one: one.inside("systemctl start ssh"), LOST, 25, ("tune",),
+    ),
+    Fault(
+        "sshd session killed", "during", lambda one: one.inside(SESSIONS), nothing, KEPT, 60, ("tune", "stress"),
+    ),
+    Fault(
+        "disk full", "before", lambda one: one.inside(FULL_DISK),
+        lambda one: one.inside("umount /var/lib/tcpfleet /root/.cache"), {"": (2,), "collect-report": (0,)}, 30,
+        ("tune", "stress"),
+    ),
+    Fault(
+        "/tmp noexec", "before",
+        lambda one: one.inside("for d in /tmp /var/tmp; do mount -t tmpfs -o noexec,nosuid none $d; done"),
+        lambda one: one.inside("umount /tmp /var/tmp"), REACHED, 30, ("deploy-server",),
+    ),
+    Fault("clock a year ahead", "before", faked_clock, take_away, REACHED, 30),
+    Fault("no python3", "before", python("/usr/bin/python9"), take_away, {"": (2,)}, 15, ("deploy-server",)),
+    Fault("python3 too old", "before", python("/run/python3.5"), take_away, {"": (2,)}, 15, ("collect-report",)),
+    Fault("slow, 0.1 s round trip", "before", slow(0.1), take_away, REACHED, 60, ("tune",)),
+    Fault("slow, 1 s round trip", "before", slow(1.0), take_away, REACHED, 120),
+    Fault(
+        "noisy login", "before", lambda one: one.inside(NOISE), lambda one: one.inside(QUIET), REACHED, 30,
+        ("collect-report",),
+    ),
+    Fault("controller killed", "during", kill_controller, nothing, {"": (-9,)}, 10, ("deploy-server",)),
+]  # fmt: skip
+
+
+def matrix() -> Iterator[Any]:
+    for fault in FAULTS:
+        for command in COMMANDS:
+            marks = () if command in fault.short else (pytest.mark.full,)
+            yield pytest.param(fault, command, marks=marks, id=f"{fault.name}-{command}".replace(" ", "_"))
+
+
+@pytest.fixture(scope="module")
+def served(running_lab: Lab, inv: Inv) -> Iterator[Lab]:
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft")
+    inv("deploy-server")
+    yield running_lab
+    inv("rollback", *BOTH, "--all", "--force", code=None)
+    inv("stop-server", "--hosts", f"s1:{WELL}:{SICK}")
+
+
+@pytest.fixture
+def scene(served: Lab, inv: Inv, tmp_path: Path) -> Scene:
+    return Scene(served, inv, tmp_path / "scene")
+
+
+def again(scene: Scene, command: str) -> None:
+    """Everything that the last case did is undone: there is something to do."""
+    if command == "deploy-server":
+        scene.inv("stop-server", *BOTH)
+    scene.inv("rollback", *BOTH, "--all", "--force", code=None)
+
+
+@pytest.mark.parametrize(("fault", "command"), list(matrix()))
+def test_fault(fault: Fault, command: str, scene: Scene, request: pytest.FixtureRequest) -> None:
+    again(scene, command)
+    process = None
+    try:
+        if fault.when == "before":
+            fault.inject(scene)
+            begun = time.monotonic()
+            process = scene.start(command)
+        else:
+            process = scene.start(command, WAITING.format(host=SICK, at=MIDDLE[command], act=WAIT))
+            scene.await_halt()
+            marker, begun = scene.halted, time.monotonic()
+            fault.inject(scene)
+            marker.unlink(missing_ok=True)
+        out, err = process.communicate(timeout=fault.within)
+        lasted = time.monotonic() - begun
+    finally:
+        if process is not None:
+            process.kill()
+            process.communicate()
+        fault.heal(scene)
+    assert process.returncode in fault.codes.get(command, fault.codes[""]), f"{process.returncode}\n{out}{err}"
+    assert "Traceback" not in err, err
+    words = what_it_said(out + err)
+    assert process.returncode in (0, -9) or SICK in words, out + err
+    if process.returncode == -9 and command == "stress":
+        scene.inv("stop-stress", *BOTH)
+    assert scene.left() == {}
+    redo = scene.start(command)
+    rest, wrong = redo.communicate(timeout=90)
+    assert redo.returncode == 0, rest + wrong
+    assert "damaged" not in scene.inv("rollback", *BOTH, "--list").stdout
+    row = Row(fault.name, command, f"{lasted:.1f}", str(process.returncode), words, "yes")
+    if request.config.getoption("--full"):
+        write_rows([row])
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=() if one == "tune" else pytest.mark.full) for one in COMMANDS]
+)
+def test_an_agent_killed_at_each_message(command: str, scene: Scene, request: pytest.FixtureRequest) -> None:
+    full = request.config.getoption("--full")
+    rows = []
+    for at in range(1, 13) if full else (MIDDLE[command],):
+        again(scene, command)
+        begun = time.monotonic()
+        process = scene.start(command, WAITING.format(host=SICK, at=at, act=KILL))
+        out, err = process.communicate(timeout=120)
+        lasted = time.monotonic() - begun
+        assert "Traceback" not in err, err
+        words = what_it_said(out + err)
+        assert process.returncode in (0, 2, 4), out + err
+        assert process.returncode == 0 or SICK in words, out + err
+        assert scene.left() == {}
+        redo = scene.start(command)
+        rest, wrong = redo.communicate(timeout=90)
+        assert redo.returncode == 0, rest + wrong
+        row = Row(f"agent killed at message {at}", command, f"{lasted:.1f}", str(process.returncode), words, "yes")
+        rows.append(row)
+        if process.returncode == 0 and command != "stress":
+            break  # it has no more messages
+    if full:
+        write_rows(rows)
+
+
+def what_it_said(text: str) -> str:
+    """The line about the sick host, or the one that says why nothing was done."""
+    lines = [line.strip() for line in text.splitlines()]
+    for start in (
+        f"UNREACHABLE {SICK}",
+        f"FAILED {SICK}",
+        f"{SICK}: un",
+        f"{SICK}: failed",
+        "error: ",
+        f"{SICK} ",
+    ):
+        for line in reversed(lines):
+            if line.startswith(start):
+                return re.sub(r"\s+", " ", line)[:160]
+    verdict = [line for line in lines if line.startswith(("verdict", "run "))]
+    return verdict[-1][:160] if verdict else ""
+
+
+# ---------------------------------------------------------------- docs/reliability.md
+
+
+class Row(NamedTuple):
+    """One line of the table, as text."""
+
+    fault: str
+    command: str
+    seconds: str
+    status: str
+    said: str
+    rerun: str
+
+
+def write_rows(rows: list[Row]) -> None:
+    """Puts measured rows into the table of docs/reliability.md; rows of other cases stay."""
+    path = ROOT / "docs/reliability.md"
+    head, mark, table = path.read_text().partition("<!-- measured -->\n")
+    assert mark, f"{path} has lost its mark"
+    kept = {}
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == len(Row._fields):
+            kept[tuple(cells[:2])] = cells
+    for row in rows:
+        kept[row[:2]] = [cell.replace("|", "\\|") for cell in row]
+    order = {fault.name: number for number, fault in enumerate(FAULTS)}
+    commands = list(COMMANDS)
+    lines = sorted(
+        kept.values(),
+        key=lambda cells: (order.get(cells[0], 99), len(cells[0]), cells[0], commands.index(cells[1])),
+    )
+    body = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    columns = "| fault | command | seconds | exit | what it says of the sick host | rerun completes |\n"
+    path.write_text(f"{head}{mark}{columns}|---|---|---|---|---|---|\n{body}")
