@@ -2,8 +2,8 @@
 
 Fifty: `inv ping` beside bare Fabric, which connects and starts a Python that does nothing, and `ansible -m ping`,
 in turns, start-up included. Five hundred: ping, facts and tune --check, with the CPU time per host and the most
-memory that the controller had. The names lead to the sshd of a few lab hosts on this very machine, which does the hosts'
-work too: seconds are those of both sides, CPU time and memory are the controller's alone.
+memory that the controller had. The names lead to the sshd of a few lab hosts on this very machine, which does the
+hosts' work too: seconds are those of both sides, CPU time and memory are the controller's alone.
 """
 
 from __future__ import annotations
