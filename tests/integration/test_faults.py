@@ -208,7 +208,7 @@ def nothing(scene: Scene) -> None:
 
 
 FULL_DISK = "; ".join(
-    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place} && head -c 8192 /dev/zero >{place}/full"
+    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place} && {{ head -c 9000 /dev/zero >{place}/full || :; }}"
     for place in ("/var/lib/tcpfleet", "/root/.cache")
 )
 NOISE = r"""
@@ -232,7 +232,7 @@ FAULTS = [
         lambda one: one.firewall(""), REACHED, 90, ("collect-report",),
     ),
     Fault(
-        "sshd stopped", "before", lambda one: one.inside("systemctl stop ssh.socket ssh"),
+        "sshd stopped", "before", lambda one: one.inside("systemctl stop ssh"),
         lambda one: one.inside("systemctl start ssh"), LOST, 25, ("tune",),
     ),
     Fault(
