@@ -24,10 +24,10 @@ from tcpfleet.errors import BadInput, HostFailed
 
 RESULTS = ROOT / "benchmarks" / "README.md"
 BENCHES = {
-    "fleet": "ping of 50 hosts beside Fabric and Ansible; ping, facts, tune --check of 500",
     "playbook": "tune.yml and thirty tasks on the lab, beside ansible-playbook and pyinfra",
     "stress": "the stress client on this machine, beside C, its rates, a million connections",
     "report": "collecting from the lab while its server holds 200,000 connections",
+    "fleet": "ping of 50 hosts beside Fabric and Ansible; ping, facts, tune --check of 500",
 }
 
 

@@ -16,6 +16,7 @@ from tcpfleet.errors import HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 
 if TYPE_CHECKING:
+    from tcpfleet.secret import Secret
     from tcpfleet.link import Become, Session
 
 
@@ -40,7 +41,7 @@ def clean(options: Options, user: str) -> Answer:
     return Answer({"hosts": told}, worst(codes), options.sum_up(outcomes))
 
 
-def clean_host(session: Session, password: str | None, user: str, *, check: bool) -> dict[str, Any]:
+def clean_host(session: Session, password: Secret | None, user: str, *, check: bool) -> dict[str, Any]:
     """All identities of one host; the one with most rights takes the server, and comes last.
 
     :returns: ``changed``, ``entries``, ``notes`` on what was not looked at.
