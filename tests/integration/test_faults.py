@@ -86,7 +86,7 @@ class Scene:
 
     def firewall(self, rule: str) -> None:
         """A rule for all packets that come to the sick host; '' lets them pass again."""
-        script = f"table inet fault {{ chain incoming {{ type filter hook input priority 0; {rule} }} }}"
+        script = f"table inet fault {{ chain incoming {{ type filter hook input priority 0; {rule}; }}; }}"
         script = f"table inet fault; delete table inet fault; {script if rule else ''}"
         subprocess.run(["nsenter", "-t", str(self.init), "-n", "nft", script], check=True)
 
