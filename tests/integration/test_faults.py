@@ -41,6 +41,7 @@ COMMANDS = {
 }
 # The message of the sick host's agent (its hello is the first) at which a fault comes that comes during a command.
 MIDDLE = {"tune": 4, "deploy-server": 6, "stress": 8, "collect-report": 2}
+HOOKS = ("input", "output")
 HALT = "run/tcpfleet-test-halt"
 WAITING = """
 
@@ -85,9 +86,9 @@ class Scene:
         subprocess.run(["nsenter", "-t", str(self.init), "-a", "sh", "-c", script], check=True)
 
     def firewall(self, rule: str) -> None:
-        """A rule for all packets that come to the sick host; '' lets them pass again."""
-        script = f"table inet fault {{ chain incoming {{ type filter hook input priority 0; {rule}; }}; }}"
-        script = f"table inet fault; delete table inet fault; {script if rule else ''}"
+        """A rule for all packets from and to the sick host; '' lets them pass again."""
+        chains = " ".join(f"chain {hook} {{ type filter hook {hook} priority 0; {rule}; }};" for hook in HOOKS)
+        script = f"table inet fault; delete table inet fault; {f'table inet fault {{ {chains} }}' if rule else ''}"
         subprocess.run(["nsenter", "-t", str(self.init), "-n", "nft", script], check=True)
 
     def inventory(self) -> str:
