@@ -209,7 +209,7 @@ def nothing(scene: Scene) -> None:
 
 
 FULL_DISK = "; ".join(
-    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place} && {{ head -c 9000 /dev/zero >{place}/full || :; }}"
+    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place}; head -c 9000 /dev/zero >{place}/full || :"
     for place in ("/var/lib/tcpfleet", "/root/.cache")
 )
 NOISE = r"""
