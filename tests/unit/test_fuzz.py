@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import histogram
+import journal
 import observe_netlink
 import observe_parse
 import pytest
@@ -32,7 +33,7 @@ import wire
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from operations import _host, _sysctl_order, systemd
+from operations import OperationError, _host, _sysctl_order, systemd
 
 from tcpfleet import link, report, report_data, runs
 from tcpfleet.cli import number
@@ -347,6 +348,17 @@ WORDS = (stress_message.MessageError,)
 FRAMES = (stress_expect.FrameError,)
 
 
+JOURNAL = (
+    '{"boot": "b", "command": "tune", "kind": "begin", "run": "r", "started": 1.5, "user": "me", "version": 1}\n'
+    '{"after": {"kind": "file"}, "before": {"kind": "absent"}, "id": "00", "kind": "path", "path": "/etc/x"}\n'
+    '{"kind": "made", "of": "00", "what": {}}\n{"boot": "b", "kind": "undid", "of": "00"}\n'
+)
+
+
+def read_journal(path: Path) -> None:
+    journal.Run("r", str(path), False).load()
+
+
 def run_json(read: Callable[[Path], object]) -> Callable[[Any], object]:
     return in_file("run/run.json", lambda path: read(path.parent))
 
@@ -403,6 +415,7 @@ TARGETS = [
     Target(
         "MQTT replies", bent_bytes(b"\x20\x02\0\0", b"\xd0\0"), stress_expect.compile_frame("mqtt"), FRAMES, 30
     ),
+    Target("journal", bent(JOURNAL), in_file("r.jsonl", read_journal), (OperationError,), 30),
     Target("port ranges", bent("1025-65000,1883", "8080,9148"), stress_facts.parse_ranges, (ValueError,), 20),
     Target("systemctl show", bent(UNIT), systemd.parse_show, (), 20),
     Target("resolv.conf", bent(RESOLV), _host.dns_facts, (), 20),
