@@ -344,7 +344,7 @@ class Supervisor:
         before = self._before
         if before is not None and totals == before[1]:
             # Nothing to add up: of many clients on a host most wait at any time, and histograms take milliseconds.
-            self._before = (now,) + before[1:]
+            self._before = (now, *before[1:])
         else:
             histograms = self._histograms()
             connect = histograms["connect"]

@@ -16,8 +16,8 @@ from tcpfleet.errors import HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 
 if TYPE_CHECKING:
-    from tcpfleet.secret import Secret
     from tcpfleet.link import Become, Session
+    from tcpfleet.secret import Secret
 
 
 def clean(options: Options, user: str) -> Answer:
