@@ -16,11 +16,12 @@ INET_DIAG_REQ_BYTECODE = 1
 BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE = 1, 2, 3, 4, 5
 
 ALL_STATES = (1 << 14) - 2  # 1 (ESTABLISHED) to 13 (BOUND_INACTIVE); older kernels ignore what they lack
+LISTENING = 1 << 10
 RECEIVE_BUFFER = 256 * 1024
 
 # nlmsghdr (16 bytes) and inet_diag_msg (72), the parts that are counted; ports are in network order
 _HEADER = struct.Struct("=IHHII")
-_SOCKET = struct.Struct("=IHH8xBBxx2s2s16s16s16xII8x")
+_SOCKET = struct.Struct("=IHH8xBBxx2s2s16s16s16xII4xI")
 
 
 def port_filter(port):
@@ -43,20 +44,20 @@ def port_filter(port):
     )
 
 
-def dump_request(family, port, sequence=1):
-    """The request message for all TCP sockets of `family` with that port on either side."""
+def dump_request(family, port, states=ALL_STATES):
+    """The request message for the TCP sockets of `family` in `states` (a mask) with that port on either side."""
     program = port_filter(port)
     attribute = struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program
-    query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, ALL_STATES, b"")
+    query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, states, b"")
     body = query + attribute
-    return _HEADER.pack(16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0) + body
+    return _HEADER.pack(16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body
 
 
 def parse_messages(data, size, on_socket):
     """Walks the messages in ``data[:size]``.
 
     :param on_socket: called as ``(family, state number, local port, remote port: 2 bytes each in network
-        order, source, destination: 16 bytes each, recv_q, send_q)``.
+        order, source, destination: 16 bytes each, recv_q, send_q, inode)``.
     :returns: ``(done, interrupted)``: the dump is complete; the table changed under it.
     :raises OSError: with the kernel's errno when it refused the request.
     :raises ValueError: when the data is cut.
@@ -71,8 +72,8 @@ def parse_messages(data, size, on_socket):
         if flags & NLM_F_DUMP_INTR:
             interrupted = True
         if kind == SOCK_DIAG_BY_FAMILY and length >= need:
-            _, _, _, family, state, sport, dport, src, dst, recv_q, send_q = unpack(data, offset)
-            on_socket(family, state, sport, dport, src, dst, recv_q, send_q)
+            _, _, _, family, state, sport, dport, src, dst, recv_q, send_q, inode = unpack(data, offset)
+            on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode)
         elif kind == NLMSG_DONE:
             code = struct.unpack_from("=i", data, offset + 16)[0] if length >= 20 else 0
             if code < 0:
@@ -85,11 +86,12 @@ def parse_messages(data, size, on_socket):
     return False, interrupted
 
 
-def dump(port, on_socket, timeout=10.0):
+def dump(port, on_socket, timeout=10.0, states=ALL_STATES):
     """Dumps the IPv4 and IPv6 TCP sockets of `port`; needs no privilege.
 
     :param on_socket: as in `parse_messages`.
     :param timeout: seconds to wait for each answer of the kernel.
+    :param states: which, as a mask; listeners alone cost nothing however many connections there are.
     :returns: True when the kernel said that its table changed during the dump.
     :raises OSError: where the kernel has no sock_diag (ENOENT, EPROTONOSUPPORT, EPERM in a sandbox), or
         on timeout.
@@ -102,7 +104,7 @@ def dump(port, on_socket, timeout=10.0):
         try:
             link.settimeout(timeout)
             link.bind((0, 0))
-            link.sendto(dump_request(family, port), (0, 0))
+            link.sendto(dump_request(family, port, states), (0, 0))
             done = False
             while not done:
                 size = link.recv_into(buffer)

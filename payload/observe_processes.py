@@ -4,6 +4,7 @@ import errno
 import os
 import re
 
+import observe_netlink
 from observe_parse import parse_stat_parent
 from observe_read import read_text
 
@@ -17,20 +18,31 @@ def find(port, pid_file):
 
     :raises LookupError: with a sentence, when there is no server to look at.
     """
-    listening = listener_pids(port)
+    inodes = listening(port)
     try:
-        found = server_pids(pid_file)
+        ours = server_pids(pid_file)
     except (LookupError, OSError):
-        if not listening:
+        found = holders(inodes)
+        if not found:
             raise
-        return listening
-    # Our server may run while another one has this port.
-    return listening if listening and not set(listening) & set(found) else found
+        return found
+    # Our server may run while another one has this port. Only then is every process looked at.
+    return ours if not inodes or holders(inodes, ours) else holders(inodes) or ours
 
 
-def listener_pids(port):
-    """Pids of the processes that listen on `port` here, where no pid file names them; needs root for others'."""
-    inodes = set()
+def listening(port):
+    """What /proc/PID/fd calls the sockets that listen on `port`: ``socket:[INODE]``."""
+    found = set()
+
+    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode):
+        found.add("socket:[%d]" % inode)
+
+    try:
+        observe_netlink.dump(port, on_socket, states=observe_netlink.LISTENING)
+        return found
+    except (OSError, ValueError):
+        found.clear()
+    # Listeners come first in these, but where there is none the kernel goes through all connections.
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(path) as lines:
@@ -38,16 +50,23 @@ def listener_pids(port):
                 for line in lines:
                     fields = line.split()
                     if fields[3] != "0A":
-                        break  # listeners come first; behind them may be a million connections
+                        break
                     if int(fields[1].rpartition(":")[2], 16) == port:
-                        inodes.add("socket:[%s]" % fields[9])
+                        found.add("socket:[%s]" % fields[9])
         except OSError:
             continue  # no IPv6
+    return found
+
+
+def holders(sockets, pids=None):
+    """Those of `pids` (None: of all processes) that hold one of `sockets`; needs root for others' processes."""
+    if pids is None:
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if sockets else ()
     found = []
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if inodes else ():
+    for pid in pids:
         for fd in range(LISTENER_FDS):
             try:
-                if os.readlink("/proc/%d/fd/%d" % (pid, fd)) in inodes:
+                if os.readlink("/proc/%d/fd/%d" % (pid, fd)) in sockets:
                     found.append(pid)
                     break
             except OSError as problem:

@@ -214,14 +214,15 @@ class Count(object):
             os.nice(19)
             states, _ = count_sockets(self.port)
             states.pop("peers", None)
-            data = json.dumps(states).encode()
+            # A row may be written while it counts: what was counted is of the middle of that time.
+            data = json.dumps({"states": states, "middle": (now + time.monotonic()) / 2}).encode()
             while data:
                 data = data[os.write(send, data) :]
         finally:
             os._exit(0)
 
     def take(self):
-        """What the child at work has counted, once it is done; else None. ``{"states", "cpu"}``."""
+        """What the child at work has counted, once it is done; else None. ``{"states", "middle", "cpu"}``."""
         while True:
             try:
                 part = os.read(self.fd, 65536)
@@ -234,10 +235,9 @@ class Count(object):
         cpu = usage.ru_utime + usage.ru_stime
         self.next = max(self.next, self._begun + cpu / STATES_SHARE)
         try:
-            states = json.loads(self._data.decode())
+            return dict(json.loads(self._data.decode()), cpu=cpu)
         except ValueError:
-            states = unavailable("the count did not end within %g s" % COUNT_TIMEOUT)
-        return {"states": states, "cpu": cpu}
+            return {"states": unavailable("the count did not end within %g s" % COUNT_TIMEOUT)}
 
     def _end(self):
         os.close(self.fd)
@@ -252,13 +252,17 @@ class Count(object):
             self._end()
 
 
-def with_states(row, counted):
-    """Adds a count to its row: ``states`` by side, above 0, and ``count``: how that was done."""
+def with_states(row, counted, start):
+    """Adds a count to its row: ``states`` by side, above 0, and ``count``: ``t`` of it and how it was done.
+
+    :param start: t = 0 on the monotonic clock.
+    """
     states = counted["states"]
     row["states"] = {
         side: {name: count for name, count in states[side].items() if count} for side in ("server", "client")
     }
-    row["count"] = {"cpu": round(counted["cpu"], 4), "source": states["source"], "not_used": states["not_used"]}
+    row["count"] = {"t": round(counted["middle"] - start, 3), "cpu": round(counted["cpu"], 4)}
+    row["count"].update(source=states["source"], not_used=states["not_used"])
 
 
 class Sampler(object):
@@ -332,7 +336,7 @@ class Sampler(object):
             self._busy_at = time.monotonic()  # not known, so it goes on
             self.count.next = time.monotonic() + 10 * INTERVAL
         elif counted:
-            with_states(row, counted)
+            with_states(row, counted, self._start)
             if any(name != "LISTEN" for side in row["states"].values() for name in side):
                 self._busy_at = time.monotonic()
         self.write(row)

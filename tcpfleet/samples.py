@@ -116,6 +116,10 @@ class Series:
             for one in count["not_used"]:
                 self.missing(f"states by {one['source']}", f"{one['reason']}; counted by {count['source']}")
         self._pending.append(row)
+        if count:  # A count may take long: its place is the row nearest to its middle.
+            at = count["t"] + self._shift
+            near = min([*self._rows[-60:], *self._pending], key=lambda one: abs(one["t"] - at))
+            near["states"] = row.pop("states")
         if len(self._pending) < self._step:
             return
         self._rows.append(merged(self._pending, self._end()))

@@ -68,18 +68,19 @@ def test_a_run_of_any_length_has_a_bounded_number_of_rows(seconds):
 
 
 def test_what_is_missing_is_named_once_and_counting_is_told():
-    proc = {"source": "proc", "cpu": 0.5, "not_used": [{"source": "ss", "reason": "ENOENT"}]}
+    proc = {"source": "proc", "cpu": 0.5, "not_used": [{"source": "ss", "reason": "ENOENT"}], "t": 1.1}
     state = {"server": {"ESTAB": 3}, "client": {}}
     found = series(
         {"unavailable": {"server_rss": "gone"}},
         {"unavailable": {"server_rss": "other"}},
         {"t": 1.0, "states": state, "count": proc},
-        {"t": 2.0, "states": state, "count": proc},
+        {"t": 2.0},
+        {"t": 3.0, "states": state, "count": proc | {"t": 2.2}},  # took until after the next row
     ).to_dict()
     assert found["unavailable"] == {"server_rss": "gone", "states by ss": "ENOENT; counted by proc"}
     counting = {"times": 2, "cpu_seconds": 1.0, "source": "proc", "cpu_share_at_most": 0.05}
     assert found["states_counting"] == counting
-    assert found["rows"] == [{"t": 6.0, "states": state}, {"t": 7.0, "states": state}]
+    assert found["rows"] == [{"t": 6.0, "states": state}, {"t": 7.0, "states": state}, {"t": 8.0}]
     assert (found["schema"], found["host"], found["interval_seconds"]) == ("tcpfleet.samples/1", "s1", 1.0)
 
 

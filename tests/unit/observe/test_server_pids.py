@@ -9,21 +9,28 @@ PAYLOAD = Path(__file__).resolve().parents[3] / "payload"
 SCRIPT = """
 import os, socket, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-import observe_processes
+import observe_netlink, observe_processes
 from operations import observe
+
+def refused(*_, **__):
+    raise OSError(1, "refused")
 
 def look(port, pid_file=None):
     return observe.Look({"port": port, "pid_file": pid_file}, lambda: False).processes()
 
 with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as other:
     port, free = listener.getsockname()[1], other.getsockname()[1]
-    assert observe_processes.listener_pids(port) == [os.getpid()]
+    seen = observe_processes.listening(port)
+    assert len(seen) == 1 and observe_processes.holders(seen) == [os.getpid()]
+    dump, observe_netlink.dump = observe_netlink.dump, refused
+    assert observe_processes.listening(port) == seen  # from /proc/net/tcp
+    observe_netlink.dump = dump
     assert look(port) == [os.getpid()]
     sleeper = subprocess.Popen(["sleep", "30"])
     with open(sys.argv[2], "w") as target:
         target.write("%d\\n" % sleeper.pid)
     assert look(port, sys.argv[2]) == [os.getpid()]  # another server's pid file
-assert observe_processes.listener_pids(free) == []
+assert observe_processes.listening(free) == set() and observe_processes.holders(set()) == []
 assert look(free, sys.argv[2]) == [sleeper.pid]
 sleeper.kill()
 sleeper.wait()
