@@ -239,6 +239,8 @@ def merge_timelines(timelines: Sequence[Sequence[Mapping[str, Any]]]) -> list[di
                 row[name] += sample[name]
             if at <= rows[-1]["t"] + step:  # a client that has ended holds nothing open any more
                 row["open"] += sample["open"]
+        if len(merged) > 1 and row["t"] - before["t"] < step / 2:
+            before = merged[-2]  # a rate over a fraction of a step would be a spike that nobody saw
         span = row["t"] - before["t"]
         for name, counter in (("connects_per_second", "established"), ("echoes_per_second", "echoes")):
             row[name] = round((row[counter] - before[counter]) / span, 1) if span > 0 else 0.0

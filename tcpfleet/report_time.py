@@ -69,7 +69,10 @@ def charts(view: View, samples: Mapping[str, Any]) -> dict[str, Chart]:
             for host in hosts
             if (line := _line([(row["t"], number_at(row, field.key)) for row in known[host]], step, field.worst))
         }
-        scaled = {host: [(t, round(value * field.factor, 3)) for t, value in line] for host, line in lines.items()}
+        names = _names(view, known, field.per)
+        scaled = {
+            names[host]: [(t, round(value * field.factor, 3)) for t, value in line] for host, line in lines.items()
+        }
         found[field.chart] = {"unit": field.unit, "lines": _few(view, scaled)}
     for side in SIDES:
         found[f"states_{side}"] = {"unit": said("sockets"), "lines": _states(view, known, side, step)}
@@ -102,6 +105,15 @@ def _once(view: View, known: Mapping[str, Any], per: str) -> list[str]:
     return list(found.values())
 
 
+def _names(view: View, known: Known, per: str) -> dict[str, str]:
+    """What the line of a host is called: by all hosts of its machine, where it is the machine's."""
+    found = {host: host for host in known}
+    for hosts in view.groups("machine").values() if per == "machine" else ():
+        text = ", ".join(hosts[:LINES]) + (" ..." if len(hosts) > LINES else "")
+        found.update({host: text for host in hosts if len(hosts) > 1})
+    return found
+
+
 def _line(points: Iterable[tuple[float, float | None]], step: float, worst: Callable[..., float]) -> Line:
     """Points with a value, those within one step as one: its last t, its worst value."""
     found: list[tuple[float, float]] = []
@@ -120,7 +132,8 @@ def _few(view: View, lines: Mapping[str, Line]) -> list[dict[str, Any]]:
     if len(lines) <= LINES:
         return [{"name": host, "points": line} for host, line in lines.items()]
     found: list[dict[str, Any]] = []
-    servers = [host for host in lines if host in view.servers()]
+    serving = set(view.servers())
+    servers = [name for name in lines if serving & {name, *name.split(", ")}]
     groups = [(said("servers"), servers), (said("other hosts"), [host for host in lines if host not in servers])]
     for name, hosts in groups:
         if len(hosts) <= 2:

@@ -569,7 +569,7 @@ OURS = {
     "within the allowance of a factor of {factor:g}; the spread is unknown": "在 {factor:g} 倍的容差之内；波动未知",
     "beyond the run-to-run spread": "超出运行间波动",
     "more than chance makes of it; the spread is unknown": "多于偶然所致；波动未知",
-    "no measurable effect: as few as chance makes": "没有可测的效果：数量与偶然相当",
+    "no measurable effect: as little as chance makes": "没有可测的效果：数量与偶然相当",
     "no measurable effect: not further apart than the runs of one side": "没有可测的效果：差距不大于同侧各次运行之间",
     "no measurable effect: the ranges of the two sides overlap": "没有可测的效果：两侧的取值范围重叠",
     "not judged: one event of one run": "不作判断：只是一次运行中的一个事件",

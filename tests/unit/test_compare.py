@@ -71,6 +71,8 @@ def noisy(dice, factor=1.0):
         ([10, 11, 12], [18, 18, 18], "rate", "difference"),
         ([10, 11, 12, 11], [16, 16, 16, 16], "rate", "difference"),  # four runs: twice
         ([100, 100, 100], [103, 103, 103], "rate", "none"),  # 3% is not worth a word
+        ([1.0], [200.0], "memory", "none"),  # so much takes a server for itself
+        ([100.0], [400.0], "memory", "beyond allowance"),
     ],
 )
 def test_judge(a, b, kind, status):

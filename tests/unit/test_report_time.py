@@ -19,14 +19,14 @@ def lines(chart):
 
 def test_machines_are_drawn_once_and_stacks_are_summed(tmp_path):
     found = drawn(samples.fill(tmp_path, samples.run()))
-    assert list(lines(found["cpu"])) == ["s1"]  # all are one machine
+    assert list(lines(found["cpu"])) == ["s1, c1, c2"]  # all are one machine
     assert lines(found["states_server"])["ESTAB"][40.0] == 200000
     assert lines(found["states_client"])["ESTAB"][40.0] == 200000  # of both clients together
     assert "LISTEN" not in lines(found["states_client"])
     assert lines(found["server_connections"]) == {"s1": {t: int(200000 * min(1, t / 20)) if t < 57 else 20000
                                                          for t in map(float, range(61))}}  # fmt: skip
     assert found["memory"]["unit"] == "MiB"
-    assert max(lines(found["cpu"])["s1"].values()) <= 100
+    assert max(lines(found["cpu"])["s1, c1, c2"].values()) <= 100
 
 
 def test_counters_are_per_second_and_of_each_kernel_once(tmp_path):

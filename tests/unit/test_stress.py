@@ -209,3 +209,13 @@ def test_latencies_over_time_are_those_of_the_worst_client() -> None:
     long = [row(number / 2, number % 2) for number in range(14400)]
     assert len(merge.merge_latency_timelines([long, long])) <= merge.MOST_LATENCIES + 1
     assert merge.merge_latency_timelines([[], []]) == []
+
+
+def test_the_last_fraction_of_a_step_has_no_rate_of_its_own() -> None:
+    rows = [
+        {"t": t, "established": 0, "open": 0, "failed": 0, "echoes": e} for t, e in ((1, 100), (2, 200), (3, 300))
+    ]
+    rows.append({"t": 3.01, "established": 0, "open": 0, "failed": 0, "echoes": 350})  # what came at the close
+    merged = merge.merge_timelines([rows])
+    assert merged[-1]["t"] == 3.01 and merged[-1]["echoes"] == 350
+    assert max(row["echoes_per_second"] for row in merged) < 160
