@@ -133,6 +133,10 @@ def test_deploying_again_changes_nothing_and_new_options_restart(served: Lab, in
     assert now["pid"] != before and now["capacity"] == 10000
     refused = inv("stress", "--clients", "4", "--per-client", "5000", code=5)
     assert "can hold 10,000 connections, 20,000 are asked" in refused.stderr
+    kept = next(line.split()[-1] for line in refused.stderr.splitlines() if "refused plan is kept as" in line)
+    compared = inv("compare-reports", kept, kept)
+    assert "was refused before anything connected" in compared.stdout
+    assert f"{kept} " in inv("reports").stdout
     inv("deploy-server")
     nothing_runs(served)
 

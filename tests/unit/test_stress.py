@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from payload.histogram import Histogram
-from tcpfleet import merge, stress
-from tcpfleet.errors import BadInput
+from tcpfleet import merge, report, runs, stress, stress_tasks
+from tcpfleet.cli import Options
+from tcpfleet.errors import BadInput, Refused
 from tcpfleet.inventory import Host, Inventory
 from tcpfleet.stress import resolve_target, spread
 
@@ -219,3 +220,36 @@ def test_the_last_fraction_of_a_step_has_no_rate_of_its_own() -> None:
     merged = merge.merge_timelines([rows])
     assert merged[-1]["t"] == 3.01 and merged[-1]["echoes"] == 350
     assert max(row["echoes_per_second"] for row in merged) < 160
+
+
+def test_a_refused_plan_is_kept_and_is_not_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "REPORTS", tmp_path / "reports")
+    passed = runs.create("20260131-120000-a1b2")
+    target = stress.Target(HOSTS[0], "10.77.0.11", 1883)
+    run = stress.Run(
+        stress.Request(2, 70000, (target,), (), "inv stress"), spread(2, HOSTS[1:]), "20260131-120001-a1b2"
+    )
+
+    def refuse(fleet: object) -> None:
+        run.observed["before"] = {
+            "a": {"status": "ok", "observation": {"nofile": {"soft": 1, "hard": 2}}, "raw": {}}
+        }
+        raise Refused("the plan was refused, nothing was started: too few ports")
+
+    monkeypatch.setattr(run, "_start", refuse)
+    monkeypatch.setattr(run, "_stop", lambda fleet: None)
+    with pytest.raises(Refused, match="too few ports"):
+        run.execute(None)
+    assert runs.find("latest") == passed
+    folder = runs.find(run.run_id)
+    plan = runs.read_json(folder / "plan.json")
+    assert plan["refused"] == "the plan was refused, nothing was started: too few ports"
+    assert [(row["name"], row["roles"]) for row in plan["hosts"]] == [
+        ("a", ["server"]),
+        ("b", ["client"]),
+        ("c", ["client"]),
+    ]
+    assert report.load_observations(folder)["before"]["a"]["status"] == "ok"
+    report.write_reports(folder)
+    with pytest.raises(BadInput, match="was refused, nothing was started"):
+        stress_tasks.attach(Options({}), stress_tasks.How(attach=run.run_id))
