@@ -198,7 +198,13 @@ def test_markup_shows_literally(tmp_path):
         raw = {f"../../../{samples.MARKUP}": samples.MARKUP, "": "x"}
         report.save_observation(tmp_path, phase, host, {"observation": found, "raw": raw})
     report.save_observation(tmp_path, "after", samples.MARKUP, {"status": "unreachable", "error": samples.MARKUP})
-    page, text, _ = write(tmp_path)
+    (tmp_path / "samples").mkdir()
+    series = samples.poison(samples.series(host, "server", 5, 100, unavailable={samples.MARKUP: samples.MARKUP}))
+    (tmp_path / "samples/s.json").write_text(json.dumps(dict(series, host=host)))
+    (tmp_path / "samples/t.json").write_text(json.dumps(dict(series, host=samples.MARKUP)))
+    report.save_tuning(tmp_path, host, samples.poison(samples.tuned(host)))
+    page, text, data = write(tmp_path)
+    assert data["over_time"]["cpu"]["lines"][0]["name"] == host and data["tuning"]
     parsed = Page(page)
     assert "script" not in parsed.tags
     assert not [name for name in parsed.attributes if name.startswith("on")]
