@@ -60,10 +60,15 @@ def _fabric_config(path: str | None) -> Any:
 
     A copy, since a Connection writes into the Config that it is given.
     """
+    import paramiko
+
     with _config_lock:
-        config = _load_fabric_config(path)
+        config = _load_fabric_config(os.devnull if path == "none" else path and os.path.expanduser(path))
         if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
-            config.load_ssh_config()
+            try:
+                config.load_ssh_config()
+            except (OSError, paramiko.ConfigParseError) as error:
+                raise BadInput(f"{path or 'ssh_config'}: {os_reason(error)}") from None
             # Paramiko would fill in a port and user that the inventory may give otherwise: `route` does it.
             ssh_config = config.base_ssh_config
             ssh_config.TOKENS_BY_CONFIG_KEY = {**ssh_config.TOKENS_BY_CONFIG_KEY, "proxycommand": []}
@@ -191,9 +196,9 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
             "auth_timeout": connect_timeout,
             "channel_timeout": connect_timeout,
         }
-        if one is target and how.private_key_file:
-            arguments["key_filename"] = os.path.expanduser(how.private_key_file)
-            arguments["look_for_keys"] = False
+        named = os.path.expanduser(how.private_key_file) if one is target and how.private_key_file else None
+        if named:
+            arguments.update(key_filename=named, look_for_keys=False)
         if one is target and how.password is not None:
             arguments["password"] = how.password.reveal()
         hop = fabric.Connection(
@@ -206,7 +211,6 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
             connect_kwargs=arguments,
         )
         # ssh_config may name keys that are not there; one that the inventory names must be.
-        named = arguments.get("key_filename")
         files = hop.connect_kwargs.get("key_filename") or []
         hop.connect_kwargs["key_filename"] = [
             file for file in files if file == named or os.path.isfile(os.path.expanduser(file))
@@ -323,10 +327,11 @@ def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
     if isinstance(error, HostKeyRefused):
         return str(error)
     if _is_about_the_login(error, at):
-        hint = ""
-        if "password" in getattr(error, "allowed_types", ()) and "password" not in at.connect_kwargs:
-            hint = "; give a password with --ask-pass"
-        told = os_reason(error) if isinstance(error, paramiko.AuthenticationException) else "no key was accepted"
+        refused = isinstance(error, paramiko.AuthenticationException)
+        told = os_reason(error) if refused else "no key was accepted"
+        # Without a key to try nobody has asked the host what it takes.
+        might = "password" in getattr(error, "allowed_types", () if refused else ("password",))
+        hint = "; give a password with --ask-pass" if might and "password" not in at.connect_kwargs else ""
         return f"{where} refused the login of user {at.user}: {told}{hint}"
     if isinstance(error, NoValidConnectionsError):
         return f"no connection to {where}: {os_reason(next(iter(error.errors.values())))}"

@@ -67,7 +67,7 @@ def test_a_changed_host_key_is_refused_before_any_login(running_lab: Lab, inv: I
     before = running_lab.ssh("c1", "journalctl -u ssh -o cat | grep -c 'Accepted publickey' || true").strip()
     path = inventory(tmp_path, c1={"ansible_host": C1, "ansible_ssh_common_args": args})
     data = inv.json("ping", "--inventory", path, code=4)
-    assert "host key of 10.77.0.21:22 has changed" in data["hosts"]["c1"]["error"]
+    assert "host key of 10.77.0.21 has changed" in data["hosts"]["c1"]["error"]
     after = running_lab.ssh("c1", "journalctl -u ssh -o cat | grep -c 'Accepted publickey' || true").strip()
     assert int(after) == int(before) + 1  # only the ssh of the line above
 
@@ -75,7 +75,7 @@ def test_a_changed_host_key_is_refused_before_any_login(running_lab: Lab, inv: I
 @pytest.mark.parametrize(("policy", "code"), [("accept-new", 0), ("yes", 4), ("no", 0)])
 def test_an_unknown_host_key(running_lab: Lab, inv: Inv, tmp_path: Path, policy: str, code: int) -> None:
     known = tmp_path / "fresh" / "known_hosts"
-    args = f"-o UserKnownHostsFile={known} -o StrictHostKeyChecking={policy}"
+    args = f"-F none -o UserKnownHostsFile={known} -o StrictHostKeyChecking={policy}"  # Debian hashes names
     path = inventory(tmp_path, c1={"ansible_host": C1, "ansible_ssh_common_args": args})
     inv("ping", "--inventory", path, code=code)
     if policy == "accept-new":

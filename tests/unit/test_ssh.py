@@ -304,6 +304,7 @@ WAYS = {
     "a chain of jump hosts, IPv6 among them": "-o ProxyJump=127.0.0.1:{port},[::1]:{port},{user}@localhost:{port}",
     "ProxyCommand": "-o 'ProxyCommand={ssh} -W %h:%p 127.0.0.1'",
     "ProxyCommand that is chatty": "-o 'ProxyCommand={ssh} -v -W %h:%p 127.0.0.1'",
+    "no ssh_config": "-F none",
     "none": "-o ProxyJump=none -F {config}",
     "ProxyJump of ssh_config": "-F {config}",
     "ProxyCommand of ssh_config": "-F {config}2",
@@ -328,6 +329,9 @@ def test_ways_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, way: str | 
 
 
 NO_WAY = {
+    "a key that is not there": ("", "cannot read /nonexistent/key"),
+    "an ssh_config that is not there": ("-F /nonexistent/config", "/nonexistent/config: No such file"),
+    "an ssh_config that is none": ("-F {folder}/stranger", "stranger: Unparsable line"),
     "a name that a shell would read": ("-o ProxyCommand=x -o ProxyJump=none", "would be read by a shell"),
     "a jump host whose key has changed": ("-o ProxyJump=localhost:{port}", "host key of .localhost.* has changed"),
     "a jump host that is not there": (
@@ -352,11 +356,18 @@ def test_no_way_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, args: str
     keygen("-f", tmp_path / "stranger")
     lines = [sshd.known(), f"[localhost]:{sshd.port} {public(tmp_path / 'stranger')}\n"]
     behind: dict[str, Any] = {"ansible_port": 1} if "through" in said else {}
+    if "/key" in said:
+        behind = {"ansible_ssh_private_key_file": "/nonexistent/key"}
     if "shell" in said:
         behind = {"ansible_host": "127.0.0.1;id"}
     before = {pid for pid in os.listdir("/proc") if pid.isdigit()}
     with pytest.raises(TcpfleetError, match=said):
-        login(sshd, known(tmp_path / "known", *lines) + " " + args.format(port=sshd.port), timeout=2, **behind)
+        login(
+            sshd,
+            known(tmp_path / "known", *lines) + " " + args.format(port=sshd.port, folder=tmp_path),
+            timeout=2,
+            **behind,
+        )
     time.sleep(0.05)
     left = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit() and pid not in before]
     assert not [path for path in left if path.exists() and b"sleep\x0060" in path.read_bytes()]
