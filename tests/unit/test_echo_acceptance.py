@@ -104,7 +104,7 @@ def test_reload_rotation_and_workers_that_come_and_go_lose_nothing_under_load(si
     count, workers = (1000, 3) if size == "small" else (50000, 5)  # two of them can go
     server.started("--workers", str(workers))
     load = Load(server, *heartbeat(count), "--hold", "300")
-    wait_until(lambda: server.status()["connections"] == count, 60)
+    wait_until(lambda: server.status()["connections"] == count, 150)
     pid = server.status()["pid"]
     assert server.command("reload").returncode == 0
     os.kill(pid, signal.SIGTTIN)
@@ -115,7 +115,7 @@ def test_reload_rotation_and_workers_that_come_and_go_lose_nothing_under_load(si
     server.log_file.rename(server.directory / "log.1")
     os.kill(pid, signal.SIGUSR1)
     wait_until(server.log_file.exists)
-    wait_until(lambda: server.status()["echoes"] >= 4 * count, 60)
+    wait_until(lambda: server.status()["echoes"] >= 4 * count, 120)
     assert server.status()["connections"] == count
     run = load.end(early=True)
     assert run["errors"] == [] and run["connections"]["verified"] == count, run
@@ -128,7 +128,7 @@ def test_a_killed_worker_loses_its_own_connections_and_is_back_in_a_second(serve
     count = 50000
     server.started("--workers", "4")
     load = Load(server, *heartbeat(count), "--hold", "15")
-    wait_until(lambda: server.status()["connections"] == count, 60)
+    wait_until(lambda: server.status()["connections"] == count, 150)
     victim = server.status()["workers"][1]
     os.kill(victim["pid"], signal.SIGKILL)
     wait_until(lambda: server.status()["workers"][1]["pid"] not in (0, victim["pid"]))
