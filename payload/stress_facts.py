@@ -204,7 +204,7 @@ def read_busy(
     remote, remote_port = socket.inet_pton(family, target[0]), target[1]
     found = {source: set() for source in sources}  # type: Dict[str, Set[int]]
 
-    def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q):
+    def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q, inode):
         local = _address(kind, src, family)
         port = (sport[0] << 8) | sport[1]
         there = (dport[0] << 8) | dport[1]
@@ -265,11 +265,12 @@ def _read_proc_net_tcp(low: int, high: int, on_socket) -> None:
         with open(path) as lines:
             next(lines, None)
             for line in lines:
-                _, local, remote, state = line.split(None, 4)[:4]
+                fields = line.split(None, 10)
+                _, local, remote, state = fields[:4]
                 if low <= int(local[-4:], 16) <= high:
                     src, sport = _proc_address(local)
                     dst, dport = _proc_address(remote)
-                    on_socket(kind, int(state, 16), sport, dport, src, dst, 0, 0)
+                    on_socket(kind, int(state, 16), sport, dport, src, dst, 0, 0, int(fields[9]))
 
 
 def _proc_address(text: str) -> Tuple[bytes, bytes]:

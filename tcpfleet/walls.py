@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tcpfleet.report_data import dig, number_at, rows_at
+from tcpfleet.report_data import View, dig, number_at, rows_at
 
 Wall = dict[str, Any]
 FULL = 0.98  # of a limit, seen at the peak: what was in use a moment earlier or later may have been all of it
@@ -64,11 +64,11 @@ class Scene:
         return [*([self.server] if self.server else []), *(one for one in self.clients if one != self.server)]
 
     def machines(self) -> list[tuple[str, list[str]]]:
-        """(one of its hosts, all of them) per machine: hosts with the same boot_id are one."""
+        """(one of its hosts, all of them) per machine: hosts on one kernel are one, containers among them."""
+        view = View({"hosts": self.hosts()}, self.observations)
         found: dict[str, list[str]] = {}
         for host in self.hosts():
-            identity = next((self.seen(p, host) for p in ("peak", "after", "before") if self.seen(p, host)), {})
-            found.setdefault(str(dig(identity, "identity", "boot_id") or host), []).append(host)
+            found.setdefault(view.machine(host), []).append(host)
         return [(hosts[0], hosts) for hosts in found.values()]
 
     def count(self, *names: str) -> int:

@@ -269,3 +269,18 @@ def test_a_rate_that_was_not_reached_did_not_hold(grow: str, size: int, rate: fl
     }
     found = limit.judge(size, grow, record)
     assert found.held is held and (found.wall is None) is held
+
+
+def test_containers_of_one_kernel_are_one_machine() -> None:
+    """systemd-nspawn gives each a boot id of its own."""
+    hosts = {
+        name: observation(
+            name,
+            boot=f"boot-{name}",
+            cpu={"boot_epoch": 1769860000, "context_switches": switches},
+            memory={"MemTotal": memory},
+        )
+        for name, memory, switches in (("s1", 2**30, 1_000_000), ("c1", 2**30, 1_000_900), ("c2", 2**31, 5))
+    }
+    scene = walls.Scene([], {}, seen("peak", **hosts), server="s1", clients=["c1", "c2"], lost={})
+    assert scene.machines() == [("s1", ["s1", "c1"]), ("c2", ["c2"])]
