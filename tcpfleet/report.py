@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,13 @@ def save_tuning(folder: Path, host: str, table: Mapping[str, Any]) -> Path:
     path = folder / "tuning" / f"{safe_name(host)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, json.dumps(redacted({**table, "host": host}), indent=1) + "\n")
+
+
+def forget_tuning(folder: Path, host: str, undone: Collection[str]) -> None:
+    """Takes away what `save_tuning` kept of a host when its run is among those that were rolled back."""
+    table = load_tuning(folder).get(host)
+    if dig(table, "run") in undone:
+        (folder / "tuning" / f"{safe_name(host)}.json").unlink()
 
 
 def load_tuning(folder: Path) -> dict[str, Any]:

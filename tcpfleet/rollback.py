@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tcpfleet import report, runs
 from tcpfleet.cli import Answer, Options
 from tcpfleet.errors import EXIT_HOST_FAILED, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
@@ -100,6 +101,9 @@ def rollback(options: Options, *, listing: bool, everything: bool, force: bool, 
         if ended:
             told = {host.name: ended[host.name] for host in hosts if host.name in ended}
             options.say(render(told, listing=listing).rstrip("\n"))
+    for name, done in ended.items() if not options.check else ():
+        if done.value is not None:
+            report.forget_tuning(runs.REPORTS, name, {one.run for one in done.value.undone})
     if not listing:
         options.say("\nROLLBACK RECAP" + (" (check: nothing was changed)" if options.check else ""))
         for name, outcome in outcomes.items():

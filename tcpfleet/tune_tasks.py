@@ -64,7 +64,7 @@ def tune(
     options.say(tuning.render(tables).rstrip("\n"))
     if not options.check:
         for name, table in tables.items():
-            report_files.save_tuning(runs.REPORTS, name, table.to_json())
+            report_files.save_tuning(runs.REPORTS, name, {"run": recap.run, **table.to_json()})
     if target is not None:
         text = tuning.render_markdown(tables, f"Tuning, run {recap.run}")
         target.write_text(printable(redact(text)), encoding="utf-8")

@@ -127,6 +127,13 @@ def test_balance_of_workers(tmp_path):
     ]
 
 
+def test_a_tuning_that_was_rolled_back_is_forgotten(tmp_path):
+    report.save_tuning(tmp_path, "a/b", samples.tuned("a/b") | {"run": "r1"})
+    for undone, left in (({"r0"}, ["a/b"]), (set(), ["a/b"]), ({"r1", "r0"}, []), ({"r1"}, [])):
+        report.forget_tuning(tmp_path, "a/b", undone)
+        assert list(report.load_tuning(tmp_path)) == left
+
+
 def test_tuning_table(tmp_path):
     samples.fill(tmp_path, samples.run())
     asked = {"net.core.somaxconn": {"value": "1024", "file": "/etc/sysctl.d/50-x.conf", "line": 3}}
