@@ -149,7 +149,7 @@ def ask(question: str) -> Secret:
     """
     import getpass
 
-    return Secret(getpass.getpass(question, stream=sys.stderr))
+    return Secret(getpass.getpass(question))
 
 
 def from_command(option: str, command: str) -> Secret:

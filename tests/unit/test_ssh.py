@@ -1,9 +1,14 @@
 """Logins over SSH, against a real sshd of this machine: host keys, keys, jump hosts, and what a refusal says."""
 
+import fcntl
 import os
+import pty
+import select
 import shutil
 import socket
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tcpfleet import link, route
 from tcpfleet.errors import TcpfleetError, Unreachable
@@ -19,10 +25,12 @@ from tcpfleet.hostkeys import hashed
 from tcpfleet.inventory import Host
 from tcpfleet.inventory.connection import make_connection
 from tcpfleet.secret import Secret
+from tests.conftest import ROOT
 from tests.relay import Relay
 from tests.sshd import LocalSshd, keygen, public
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="there is no sshd here")
+full = pytest.mark.full
 HOST = Host("h", {}, ())
 
 
@@ -128,9 +136,16 @@ ONLY = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "policy"), [(name, policy) for name in BAD for policy in ONLY.get(name, ("yes", "accept-new", "no"))]
-)
+BAD_UNDER = [
+    pytest.param(
+        name, policy, marks=() if policy == "accept-new" or name in ("changed", "nothing is known") else full
+    )
+    for name in BAD
+    for policy in ONLY.get(name, ("yes", "accept-new", "no"))
+]
+
+
+@pytest.mark.parametrize(("name", "policy"), BAD_UNDER)
 def test_a_bad_host_key_gets_no_login(sshd: LocalSshd, tmp_path: Path, name: str, policy: str) -> None:
     """Nothing of a login, no name, password or signature, is sent: sshd's own log tells."""
     text, said = BAD[name]
@@ -269,6 +284,43 @@ def test_a_fleet_asks_once_and_in_the_thread_that_can_be_interrupted(
         assert asked == [threading.main_thread()]
 
 
+@pytest.mark.parametrize(("typed", "code"), [("right phrase\n", 0), ("wrong\n", 4), ("\x03", 130)])
+def test_a_prompt_on_a_terminal(sshd: LocalSshd, tmp_path: Path, home: Path, typed: str, code: int) -> None:
+    """Also one that is left by Ctrl-C: the terminal shows again what is typed."""
+    key = copied(sshd, home / ".ssh" / "mine", "right phrase")
+    host = {"ansible_host": "127.0.0.1", "ansible_port": sshd.port, "ansible_ssh_private_key_file": str(key)}
+    host["ansible_ssh_common_args"] = trusted(sshd, tmp_path)
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(yaml.safe_dump({"all": {"hosts": {"h1": host, "h2": host}}}))
+    ours, its = pty.openpty()
+    inv = subprocess.Popen(
+        [sys.executable, "-m", "invoke", "ping", "--inventory", str(hosts)],
+        cwd=ROOT,
+        stdin=its,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        shown, deadline = b"", time.monotonic() + 30
+        while b"passphrase for" not in shown and select.select([ours], [], [], 30)[0]:
+            shown += os.read(ours, 1000)
+        assert b"passphrase for" in shown
+        while time.monotonic() < deadline and termios.tcgetattr(its)[3] & termios.ECHO:
+            time.sleep(0.01)
+        os.write(ours, typed.encode())
+        out, err = inv.communicate(timeout=60)
+        assert inv.returncode == code, out + err
+        assert termios.tcgetattr(its)[3] & termios.ECHO and "phrase\n" not in out + err
+        assert out.count(": ok, Python") == (2 if code == 0 else 0)
+    finally:
+        inv.kill()
+        os.close(ours)
+        os.close(its)
+
+
 def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = copied(sshd, tmp_path / "mine", "phrase")
     place = str(tmp_path / "agent")
@@ -395,7 +447,13 @@ SICK = {
 }
 
 
-@pytest.mark.parametrize(("options", "said"), SICK.values(), ids=SICK)
+IN_SHORT = ("a long banner", "no sessions", "another command", "noise without end")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [pytest.param(*case, id=name, marks=() if name in IN_SHORT else full) for name, case in SICK.items()],
+)
 def test_a_sick_sshd(tmp_path: Path, options: tuple[str, ...], said: str | None) -> None:
     folder = tmp_path / "sshd"
     folder.mkdir()
