@@ -7,6 +7,7 @@ memory of the process must not grow. What was found is a row of FOUND.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import gc
@@ -31,11 +32,13 @@ import stress_message
 import stress_threshold
 import wire
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from operations import OperationError, _host, _sysctl_order, systemd
 
-from tcpfleet import link, report, report_data, runs
+from tcpfleet import hostkeys, link, report, report_data, runs
 from tcpfleet.cli import number
 from tcpfleet.errors import BadInput, HostFailed, LocatedError, Unreachable
 from tcpfleet.inventory import Host, Inventory, graph, to_json
@@ -222,9 +225,34 @@ def read_profile(path: Path) -> None:
 
 
 def feed(data: bytes) -> None:
-    decoder = wire.Decoder()
-    for start in range(0, len(data), 7):
-        decoder.feed(data[start : start + 7])
+    for kinds in (wire.FROM_CONTROLLER, wire.FROM_AGENT):
+        with contextlib.suppress(wire.ProtocolError):
+            decoder = wire.Decoder(kinds)
+            for start in range(0, len(data), 7):
+                decoder.feed(data[start : start + 7])
+
+
+def a_certificate() -> tuple[bytes, str]:
+    """A host certificate for h as it travels, and a line of known_hosts that trusts its authority."""
+    authority, key = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
+    made = serialization.SSHCertificateBuilder().public_key(key.public_key()).serial(1).key_id(b"k")
+    made = made.type(serialization.SSHCertificateType.HOST).valid_principals([b"h"])
+    signed = made.valid_after(0).valid_before(1 << 40).sign(authority)
+    line = authority.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return base64.b64decode(signed.public_bytes().split()[1]), f"@cert-authority * {line.decode()}\n"
+
+
+CERTIFICATE, AUTHORITY = a_certificate()
+KNOWN_HOSTS = (
+    f"h,!x*,[h]:2222 {AUTHORITY.split(' ', 2)[2]}{hostkeys.hashed('h')} ssh-rsa AAAA\n@revoked * {AUTHORITY[16:]}"
+)
+
+
+def show(shown: bytes) -> None:
+    """What a host shows; the one that it was made from is good."""
+    path = Scratch.folder / "known_hosts"
+    path.write_text(AUTHORITY)
+    hostkeys.Trust("h", 22, "strict", [path]).judge(shown, 1e9)
 
 
 class Said:
@@ -258,7 +286,7 @@ def hear(messages: Any) -> None:
         if isinstance(messages, list)
         else b"?"
     )
-    session = link.Session(Host("sick", {}, ()), Said(frames), {}, wire.Decoder())
+    session = link.Session(Host("sick", {}, ()), Said(frames), {}, link.wire.Decoder(link.wire.FROM_AGENT))
     result = session.call("ping", {}, on_progress=lambda data: data.get("lines"))
     assert isinstance(result.get("failed"), (object, type(None)))
 
@@ -373,6 +401,8 @@ def as_typed(*samples: str) -> st.SearchStrategy[str]:
 TARGETS = [
     Target("wire", bent_bytes(*(wire.pack(one) for one in ANSWERS)), feed, (wire.ProtocolError,), 150),
     Target("session", swapped(ANSWERS), hear, (Unreachable, HostFailed), 40),
+    Target("known_hosts", bent(KNOWN_HOSTS), lambda text: hostkeys.parse(text, "f").about("h"), (), 20),
+    Target("host certificate", bent_bytes(CERTIFICATE), show, (hostkeys.HostKeyRefused,), 20),
     *parsers(),
     Target(
         "inventory.yml", bent(*INVENTORIES), located(in_file("inv/h.yml", read_inventory)), (LocatedError,), 25
