@@ -236,7 +236,11 @@ class _Clean(object):
 
         :param told: False: this very command has made it.
         """
-        if not place or not os.path.lexists(place):
+        if not place:
+            return
+        if not os.path.lexists(place):
+            if not self._context.check:
+                _remove_parents(place)  # which an operation that has tidied up after itself leaves
             return
         status = os.lstat(place)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
@@ -244,11 +248,16 @@ class _Clean(object):
             return
         if not self._context.check:
             shutil.rmtree(place)
-            for parent in (os.path.dirname(place), os.path.dirname(os.path.dirname(place))):
-                if os.path.basename(parent) in (".cache", "state", ".local"):
-                    _remove_empty(parent)
+            _remove_parents(place)
         if told:
             self._tell(place, "removed")
+
+
+def _remove_parents(place):
+    """The folders of a home that lead to a place, where they are empty."""
+    for parent in (os.path.dirname(place), os.path.dirname(os.path.dirname(place))):
+        if os.path.basename(parent) in (".cache", "state", ".local"):
+            _remove_empty(parent)
 
 
 def _remove_empty(folder):

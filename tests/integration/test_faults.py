@@ -8,6 +8,7 @@ there. What a run leaves to be done, the same command does when it is run again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -54,7 +55,8 @@ def _at_message(self, message):
 
     if message["type"] != "beat" and socket.gethostname() == "{host}":
         _sent.append(message)
-        if len(_sent) == {at}:
+        if len(_sent) == {at} and not os.path.exists("/run/tcpfleet-test-once"):  # one agent of a run, once
+            open("/run/tcpfleet-test-once", "w").close()
             {act}
     _send(self, message)
 
@@ -100,6 +102,8 @@ class Scene:
 
     def start(self, command: str, change: str = "") -> subprocess.Popen[str]:
         """A command whose agents are made from a copy of payload/ with something appended to agent.py."""
+        with contextlib.suppress(FileNotFoundError, IndexError, KeyError):  # it may be off
+            self.halted.with_name("tcpfleet-test-once").unlink()
         payload = self._folder / "payload"
         shutil.rmtree(payload, ignore_errors=True)
         where = self.inventory()
@@ -206,7 +210,7 @@ def nothing(scene: Scene) -> None:
 
 
 FULL_DISK = "; ".join(
-    f"mkdir -p {place} && mount -t tmpfs -o size=8k none {place}; head -c 9000 /dev/zero >{place}/full || :"
+    f"mkdir -p {place} && mount -t tmpfs -o size=8k,mode=0700 none {place}; head -c 9000 /dev/zero >{place}/full || :"
     for place in ("/var/lib/tcpfleet", "/root/.cache")
 )
 NOISE = r"""

@@ -150,6 +150,17 @@ def test_handlers_and_sections_cost_a_message_only_when_something_was_notified(t
     assert fleet.sessions["h1"].messages == [1, 3]
 
 
+def test_a_host_that_cannot_say_what_it_owes_is_warned_about_and_goes_on(tmp_path: Path) -> None:
+    _, fleet, _ = run(tmp_path, play_of("[]"))
+    damaged = {"changed": False, "failed": True, "msg": "handlers.json is damaged"}
+    for session in fleet.sessions.values():
+        session.canned["handlers"] = damaged
+    tasks = "[{ping: }, {command: 'true', notify: h}, {ping: }]"
+    recap, _, text = run(tmp_path, play_of(tasks, "[{name: h, ping: }]"), fleet=fleet)
+    assert counts(recap) == {"h1": {"ok": 4, "changed": 1}}
+    assert "note: [h1]: warning: handlers.json is damaged" in text
+
+
 KEY = "play.yml: all"
 
 
