@@ -209,10 +209,8 @@ def nothing(scene: Scene) -> None:
     """Nothing to mend."""
 
 
-FULL_DISK = "; ".join(
-    f"mkdir -p {place} && mount -t tmpfs -o size=8k,mode=0700 none {place}; head -c 9000 /dev/zero >{place}/full || :"
-    for place in ("/var/lib/tcpfleet", "/root/.cache")
-)
+FILL = "mkdir -p {0} && mount -t tmpfs -o size=8k,mode=0700 none {0}; head -c 9000 /dev/zero >{0}/full || :"
+FULL_DISK = "; ".join(FILL.format(place) for place in ("/var/lib/tcpfleet", "/root/.cache"))
 NOISE = r"""
 cp -p /root/.bashrc /run/bashrc 2>/dev/null || :
 printf 'echo; echo "Welcome \033[1m$(hostname)\033[0m"; seq 2000; echo oops >&2\n' >/root/.bashrc
