@@ -204,7 +204,7 @@ def read_busy(
     remote, remote_port = socket.inet_pton(family, target[0]), target[1]
     found = {source: set() for source in sources}  # type: Dict[str, Set[int]]
 
-    def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q, inode):
+    def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q):
         local = _address(kind, src, family)
         port = (sport[0] << 8) | sport[1]
         there = (dport[0] << 8) | dport[1]
@@ -265,12 +265,11 @@ def _read_proc_net_tcp(low: int, high: int, on_socket) -> None:
         with open(path) as lines:
             next(lines, None)
             for line in lines:
-                fields = line.split(None, 10)
-                _, local, remote, state = fields[:4]
+                _, local, remote, state = line.split(None, 4)[:4]
                 if low <= int(local[-4:], 16) <= high:
                     src, sport = _proc_address(local)
                     dst, dport = _proc_address(remote)
-                    on_socket(kind, int(state, 16), sport, dport, src, dst, 0, 0, int(fields[9]))
+                    on_socket(kind, int(state, 16), sport, dport, src, dst, 0, 0)
 
 
 def _proc_address(text: str) -> Tuple[bytes, bytes]:
