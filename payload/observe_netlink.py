@@ -21,7 +21,8 @@ RECEIVE_BUFFER = 256 * 1024
 
 # nlmsghdr (16 bytes) and inet_diag_msg (72), the parts that are counted; ports are in network order
 _HEADER = struct.Struct("=IHHII")
-_SOCKET = struct.Struct("=IHH8xBBxx2s2s16s16s16xII4xI")
+_SOCKET = struct.Struct("=IHH8xBBxx2s2s16s16s16xII8x")
+_INODE = struct.Struct("=84xI")
 
 
 def port_filter(port):
@@ -57,7 +58,7 @@ def parse_messages(data, size, on_socket):
     """Walks the messages in ``data[:size]``.
 
     :param on_socket: called as ``(family, state number, local port, remote port: 2 bytes each in network
-        order, source, destination: 16 bytes each, recv_q, send_q, inode)``.
+        order, source, destination: 16 bytes each, recv_q, send_q)``.
     :returns: ``(done, interrupted)``: the dump is complete; the table changed under it.
     :raises OSError: with the kernel's errno when it refused the request.
     :raises ValueError: when the data is cut.
@@ -72,8 +73,8 @@ def parse_messages(data, size, on_socket):
         if flags & NLM_F_DUMP_INTR:
             interrupted = True
         if kind == SOCK_DIAG_BY_FAMILY and length >= need:
-            _, _, _, family, state, sport, dport, src, dst, recv_q, send_q, inode = unpack(data, offset)
-            on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode)
+            _, _, _, family, state, sport, dport, src, dst, recv_q, send_q = unpack(data, offset)
+            on_socket(family, state, sport, dport, src, dst, recv_q, send_q)
         elif kind == NLMSG_DONE:
             code = struct.unpack_from("=i", data, offset + 16)[0] if length >= 20 else 0
             if code < 0:
@@ -86,12 +87,13 @@ def parse_messages(data, size, on_socket):
     return False, interrupted
 
 
-def dump(port, on_socket, timeout=10.0, states=ALL_STATES):
+def dump(port, on_socket, timeout=10.0, states=ALL_STATES, parse=parse_messages):
     """Dumps the IPv4 and IPv6 TCP sockets of `port`; needs no privilege.
 
     :param on_socket: as in `parse_messages`.
     :param timeout: seconds to wait for each answer of the kernel.
-    :param states: which, as a mask; listeners alone cost nothing however many connections there are.
+    :param states: which, as a mask.
+    :param parse: as `parse_messages`.
     :returns: True when the kernel said that its table changed during the dump.
     :raises OSError: where the kernel has no sock_diag (ENOENT, EPROTONOSUPPORT, EPERM in a sandbox), or
         on timeout.
@@ -108,8 +110,26 @@ def dump(port, on_socket, timeout=10.0, states=ALL_STATES):
             done = False
             while not done:
                 size = link.recv_into(buffer)
-                done, interrupted = parse_messages(buffer, size, on_socket)
+                done, interrupted = parse(buffer, size, on_socket)
                 changed = changed or interrupted
         finally:
             link.close()
     return changed
+
+
+def listener_inodes(port):
+    """Inodes of the sockets that listen on `port`; the cost is the same however many connections they have."""
+    found = set()
+
+    def parse(data, size, on_socket):
+        ended = parse_messages(data, size, on_socket)  # and whether it is whole
+        offset = 0
+        while offset + 16 <= size:
+            length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+            if kind == SOCK_DIAG_BY_FAMILY:
+                found.add(_INODE.unpack_from(data, offset)[0])
+            offset += (length + 3) & ~3
+        return ended
+
+    dump(port, lambda *_: None, states=LISTENING, parse=parse)
+    return found

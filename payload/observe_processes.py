@@ -32,16 +32,10 @@ def find(port, pid_file):
 
 def listening(port):
     """What /proc/PID/fd calls the sockets that listen on `port`: ``socket:[INODE]``."""
-    found = set()
-
-    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode):
-        found.add("socket:[%d]" % inode)
-
     try:
-        observe_netlink.dump(port, on_socket, states=observe_netlink.LISTENING)
-        return found
+        return {"socket:[%d]" % inode for inode in observe_netlink.listener_inodes(port)}
     except (OSError, ValueError):
-        found.clear()
+        found = set()
     # Listeners come first in these, but where there is none the kernel goes through all connections.
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:

@@ -141,7 +141,7 @@ def from_netlink(port, tally, timeout, stopping=None):
     server, client, add_peer = tally.server, tally.client, tally.add_peer
     server_peers, client_peers = tally.peers["server"], tally.peers["client"]
 
-    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode):
+    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q):
         # The hot path: Tally.add without its calls, worth 40 % at 200,000 sockets.
         name = names.get(state, "CLOSED")
         remote = dst[:4] if family == ipv4 else dst

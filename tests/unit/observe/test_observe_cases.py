@@ -18,7 +18,7 @@ def netlink_sockets(data):
     """All that `parse_messages` finds in a recorded answer, as plain data."""
     found = []
 
-    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q, inode):
+    def on_socket(family, state, sport, dport, src, dst, recv_q, send_q):
         found.append([family, state, sport.hex(), dport.hex(), src.hex(), dst.hex(), recv_q, send_q])
 
     done, interrupted = observe_netlink.parse_messages(data, len(data), on_socket)
