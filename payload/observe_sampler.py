@@ -337,7 +337,7 @@ class Sampler(object):
             self.count.next = time.monotonic() + 10 * INTERVAL
         elif counted:
             with_states(row, counted, self._start)
-            if any(name != "LISTEN" for side in row["states"].values() for name in side):
+            if any(name not in ("LISTEN", "TIME-WAIT") for side in row["states"].values() for name in side):
                 self._busy_at = time.monotonic()
         self.write(row)
 
