@@ -57,14 +57,14 @@ class Series:
 
     :ivar offset: of the byte in the host's file that is wanted next.
     :ivar ended: nothing more will come.
-    :param started: ISO 8601 by this machine's clock: the zero of `t`.
+    :ivar asked: when it was last asked for, on the monotonic clock.
     """
 
-    def __init__(self, host: str, started: str) -> None:
+    def __init__(self, host: str) -> None:
         self.host = host
         self.offset = 0
         self.ended = False
-        self._zero = datetime.datetime.fromisoformat(started).timestamp()
+        self.asked = 0.0
         self._shift = 0.0  # what the host's t lacks to ours
         self._interval = 1.0
         self._orderly = False
@@ -77,16 +77,16 @@ class Series:
         """Say why something is not in the rows; the first reason stays."""
         self._unavailable.setdefault(name, reason)
 
-    def take(self, answer: Mapping[str, Any], now: float) -> None:
+    def take(self, answer: Mapping[str, Any], since_start: float) -> None:
         """The answer of the operation `sample`, action `read`.
 
-        :param now: seconds since 1970 when it came, by this machine's clock.
+        :param since_start: seconds from the run's start, the zero of t, to now, by this machine's clock.
         """
         self.offset = answer["offset"]
         for line in answer["lines"]:
             if "epoch" in line:
                 # Clocks of hosts differ; what counts is how far the host's was from this one when it was asked.
-                self._shift = line["epoch"] - self._zero + (now - answer["now"])
+                self._shift = since_start - (answer["now"] - line["epoch"])
                 self._interval = line["interval"]
                 self._counts["cpu_share_at_most"] = line["states_share"]
             elif "ended" in line:
@@ -107,7 +107,7 @@ class Series:
         self.missing(f"rows after {last[-1]['t']:.1f} s" if last else "samples", reason)
 
     def _add(self, row: Row) -> None:
-        row["t"] = round(row["t"] + self._shift, 3)
+        row["t"] = round(max(0.0, row["t"] + self._shift), 3)  # the first row may be from a moment before
         count = row.pop("count", None)
         if count:
             self._counts["times"] += 1
@@ -177,8 +177,13 @@ def start(session: Session, run_id: str, series: Series, port: int, *, server: b
         series.ended = True
 
 
-def read(session: Session, run_id: str, series: Series) -> None:
-    """Fetch what the host's sampler has written since the last time."""
+def read(session: Session, run_id: str, series: Series, started: str) -> None:
+    """Fetch what the host's sampler has written since the last time.
+
+    :param started: of the run, ISO 8601.
+    """
+    zero = datetime.datetime.fromisoformat(started).timestamp()
+    series.asked = time.monotonic()
     while not series.ended:
         since = series.offset
         answer = _ask(session, run_id, "read", offset=since)
@@ -188,13 +193,19 @@ def read(session: Session, run_id: str, series: Series) -> None:
             series.lost(str(answer.get("msg")))
             series.ended = True
             return
-        series.take(answer, time.time())
+        series.take(answer, time.time() - zero)
         if not answer["lines"]:
             return
 
 
-def finish(session: Session, run_id: str, series: Series) -> None:
+def finish(session: Session, run_id: str, series: Series, started: str) -> None:
     """End the host's sampler, fetch the rest, and leave nothing of it there."""
     _ask(session, run_id, "end")
-    read(session, run_id, series)
+    read(session, run_id, series, started)
+    _ask(session, run_id, "remove")
+
+
+def discard(session: Session, run_id: str) -> None:
+    """End the host's sampler, if there is one, and leave nothing of it there."""
+    _ask(session, run_id, "end")
     _ask(session, run_id, "remove")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 1883
 POLL = 0.5  # seconds between looks at the clients' status files
-FETCH = 2.0  # seconds between looks at what the samplers wrote
+FETCH = 1.0  # seconds between looks at what the samplers wrote
 PATIENCE = 20.0  # seconds to win a lost host back before the others go on without it
 FINAL = ("done", "failed")
 
@@ -191,6 +191,7 @@ class Run:
         self.observed: dict[str, dict[str, Any]] = {}
         self.outcomes: dict[str, Outcome[None]] = {}
         self.samples: dict[str, samples.Series] = {}
+        self.sampled = False  # whether samplers may have been started
         self.at_work: set[str] = set()  # client hosts that are not done with the stage that goes on
 
     def execute(self, fleet: Fleet, form: str = "") -> dict[str, Any]:
@@ -201,7 +202,7 @@ class Run:
 
         def load(progress: Progress) -> None:
             self._start_or_keep(fleet)
-            self._open_folder()
+            self._begin(fleet)
             with progress:
                 self._each(fleet, lambda session: self._ramp(session, progress), self.all_hosts)
                 self._each(fleet, lambda session: self._hold(session, progress), self.all_hosts)
@@ -212,9 +213,9 @@ class Run:
         """Start it and leave it to its hosts: `attach` follows it and fetches what came of it."""
         try:
             self._start_or_keep(fleet)
-            self._open_folder()
+            self._begin(fleet)
             # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
-            self._each(fleet, self._release_all, self.all_hosts)
+            self._each(fleet, self._release_all)
         except BaseException:
             self._stop(fleet)
             raise
@@ -363,6 +364,12 @@ class Run:
             found += [f"{host.name}: {sentence}" for sentence in sentences]
         return found
 
+    def _begin(self, fleet: Fleet) -> None:
+        """Samplers first, so that they see all of it; then the run begins."""
+        self.sampled = True
+        self._each(fleet, self._start_samples, self.all_hosts)
+        self._open_folder()
+
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
         self.folder = self._make_folder(latest=True)
@@ -381,7 +388,6 @@ class Run:
         return folder
 
     def _ramp(self, session: Session, progress: Progress) -> None:
-        self._start_samples(session)
         if not self._has_clients(session):
             self._watch(session)
             return
@@ -409,7 +415,7 @@ class Run:
         hosts = [host for host in self.all_hosts if seen.get(host.name, {}).get("status") != "ok"]
 
         def finish(session: Session) -> None:
-            samples.finish(session, self.run_id, self._series(session))
+            samples.finish(session, self.run_id, self._series(session), self.started)
             if session.host.name not in clients:
                 self._observe(session, "after")
                 return
@@ -548,6 +554,12 @@ class Run:
                     "latest after their plan",
                     file=sys.stderr,
                 )
+        if self.folder is None and self.sampled:
+
+            def discard(session: Session) -> None:
+                samples.discard(session, self.run_id)
+
+            fleet.run(discard, self.all_hosts, reconnect=True, at_once=True)
 
     # -- parts of stages -------------------------------------------------------------------------
 
@@ -597,36 +609,34 @@ class Run:
             checked(session.call("stress", {"action": "release", "run_id": self.run_id, "barrier": barrier}))
 
     def _release_all(self, session: Session) -> None:
-        self._start_samples(session)
-        if self._has_clients(session):
-            self._release(session, "hold")
-            self._release(session, "go")
+        self._release(session, "hold")
+        self._release(session, "go")
 
     def _follow(self, session: Session, progress: Progress, until: Sequence[str]) -> None:
-        fetched = time.monotonic()
         while not self.cancelled.is_set():
             got = checked(session.call("stress", {"action": "poll", "run_id": self.run_id, "wait": POLL}))
             progress.update(session.host.name, got["clients"])
             if all(client["state"] in until for client in got["clients"]):
                 return
-            if time.monotonic() - fetched > FETCH:
-                samples.read(session, self.run_id, self._series(session))
-                fetched = time.monotonic()
+            self._fetch_samples(session)
 
     def _watch(self, session: Session) -> None:
         """Fetch a host's samples for as long as clients on other hosts are at work."""
-        fetched, at_work = time.monotonic(), self.at_work
+        at_work = self.at_work
         while at_work and not self.cancelled.wait(0.1):
-            if time.monotonic() - fetched > FETCH:
-                samples.read(session, self.run_id, self._series(session))
-                fetched = time.monotonic()
+            self._fetch_samples(session)
 
     def _has_clients(self, session: Session) -> bool:
         return any(host.name == session.host.name for host in self.client_hosts)
 
     def _series(self, session: Session) -> samples.Series:
         name = session.host.name
-        return self.samples.setdefault(name, samples.Series(name, self.started))
+        return self.samples.setdefault(name, samples.Series(name))
+
+    def _fetch_samples(self, session: Session) -> None:
+        series = self._series(session)
+        if time.monotonic() - series.asked > FETCH:
+            samples.read(session, self.run_id, series, self.started)
 
     def _start_samples(self, session: Session) -> None:
         name = session.host.name

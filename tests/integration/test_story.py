@@ -287,11 +287,11 @@ def test_a_lost_client_host_is_counted_as_failed_and_the_others_finish(served: L
     from tcpfleet import lab
 
     victim = next(host for host in lab.status().hosts if host.name == "c4")
-    process = inv.start("stress", "--clients", "4", "--per-client", "250", "--hold", "8")
-    timer = threading.Timer(5, lambda: os.kill(victim.pid or -1, signal.SIGKILL))
+    process = started(inv, "--clients", "4", "--per-client", "250", "--hold", "8")
+    timer = threading.Timer(4, lambda: os.kill(victim.pid or -1, signal.SIGKILL))
     timer.start()
     # Killing systemd-nspawn leaves its payload running; the host is gone when its init is.
-    threading.Timer(5.2, lambda: lab._end_orphans({"c4"})).start()
+    threading.Timer(4.2, lambda: lab._end_orphans({"c4"})).start()
     try:
         out, err = process.communicate(timeout=150)
     finally:

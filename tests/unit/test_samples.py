@@ -16,7 +16,7 @@ from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Connection, Host
 
 STARTED = "2026-01-01T00:00:00.000+00:00"
-ZERO = 1767225600.0
+ZERO = 1767225600.0  # the same
 HEAD = {"epoch": ZERO + 5.0, "interval": 1.0, "states_share": 0.05}
 
 
@@ -25,12 +25,14 @@ def answer(*lines, alive=True, log="", now=ZERO, offset=7):
 
 
 def series(*lines, **more):
-    found = samples.Series("s1", STARTED)
-    found.take(answer(HEAD, *lines, **more), now=ZERO)
+    found = samples.Series("s1")
+    found.take(answer(HEAD, *lines, **more), 0.0)
     return found
 
 
-@pytest.mark.parametrize(("host_clock", "t"), [(ZERO, 5.5), (ZERO + 3600, -3594.5), (ZERO + 5, 0.5)])
+@pytest.mark.parametrize(
+    ("host_clock", "t"), [(ZERO, 5.5), (ZERO - 3600, 3605.5), (ZERO + 5, 0.5), (ZERO + 5.7, 0.0)]
+)
 def test_t_is_counted_from_the_start_by_the_controllers_clock(host_clock, t):
     """The sampler began at host time ZERO + 5; when the controller's clock showed ZERO the host's showed this."""
     found = series({"t": 0.5}, now=host_clock)
@@ -57,7 +59,7 @@ def test_rows_merge_by_what_they_mean():
 def test_a_run_of_any_length_has_a_bounded_number_of_rows(seconds):
     found = series()
     for second in range(seconds):
-        found.take(answer({"t": float(second), "cpu_busy": 0.5, "counters": {"a": 2}}), now=ZERO)
+        found.take(answer({"t": float(second), "cpu_busy": 0.5, "counters": {"a": 2}}), 0.0)
     data = found.to_dict()
     assert min(seconds, samples.MOST_ROWS // 2) <= len(data["rows"]) <= samples.MOST_ROWS
     assert sum(row["counters"]["a"] for row in data["rows"]) == 2 * seconds  # nothing is lost by thinning
@@ -94,7 +96,7 @@ def test_what_is_missing_is_named_once_and_counting_is_told():
 )
 def test_a_sampler_that_died_is_a_gap(lines, log, said):
     found = series({"t": 1.0}, *lines)
-    found.take(answer(alive=False, log=log), now=ZERO)
+    found.take(answer(alive=False, log=log), 0.0)
     assert found.ended and found.to_dict()["unavailable"] == said
 
 
@@ -105,7 +107,7 @@ def test_a_host_that_was_lost_keeps_its_rows(tmp_path):
     data = json.loads((tmp_path / "samples/s1.json").read_text())
     assert [row["t"] for row in data["rows"]] == [6.0, 7.0]
     assert data["unavailable"] == {"rows after 7.0 s": "connection lost"}
-    again = samples.Series("s1", STARTED)  # when results are fetched later and it does not answer
+    again = samples.Series("s1")  # when results are fetched later and it does not answer
     again.lost("no answer")
     again.save(tmp_path)
     assert json.loads((tmp_path / "samples/s1.json").read_text()) == data
@@ -126,14 +128,14 @@ def session(answers, asked):
 
 def test_a_host_whose_sampler_cannot_start_is_a_gap_and_asked_no_more(tmp_path):
     asked = []
-    found = samples.Series("s1", STARTED)
+    found = samples.Series("s1")
     there = session(
         {"start": [{"failed": True, "msg": "cannot write"}], "end": [{}], "remove": [{}]},
         asked,
     )
     samples.start(there, "r", found, 1883, server=True)
-    samples.read(there, "r", found)
-    samples.finish(there, "r", found)
+    samples.read(there, "r", found, STARTED)
+    samples.finish(there, "r", found, STARTED)
     assert asked == ["start", "end", "remove"]
     found.save(tmp_path)
     data = json.loads((tmp_path / "samples/s1.json").read_text())
@@ -144,8 +146,8 @@ def test_everything_is_read_in_pieces_before_it_is_removed():
     asked = []
     pieces = [answer(HEAD, {"t": 1.0}), answer({"t": 2.0}, {"ended": "told to"}, alive=False), answer(alive=False)]
     there = session({"end": [{}], "read": pieces, "remove": [{}]}, asked)
-    found = samples.Series("s1", STARTED)
-    samples.finish(there, "r", found)
+    found = samples.Series("s1")
+    samples.finish(there, "r", found, STARTED)
     assert asked == ["end", "read", "read", "read", "remove"]
     assert len(found.to_dict()["rows"]) == 2 and found.ended and found.to_dict()["unavailable"] == {}
 
@@ -153,17 +155,18 @@ def test_everything_is_read_in_pieces_before_it_is_removed():
 def test_a_sampler_that_is_killed_on_a_host_leaves_its_rows_and_a_gap(tmp_path):
     """Over the local link: a real agent, a real sampler."""
     run_id = runs.new_run_id()
-    found = samples.Series("here", datetime.datetime.now(datetime.timezone.utc).isoformat())
+    found = samples.Series("here")
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat()
 
     def work(there):
         samples.start(there, run_id, found, 1, server=True)
-        found.take(samples._ask(there, run_id, "read", offset=0), time.time())
+        samples.read(there, run_id, found, started)
         (pid,) = sampler_of(run_id)
         os.kill(pid, signal.SIGKILL)
         while sampler_of(run_id):
             time.sleep(0.01)
-        samples.read(there, run_id, found)
-        samples.finish(there, run_id, found)
+        samples.read(there, run_id, found, started)
+        samples.finish(there, run_id, found, started)
 
     host = Host("here", {}, ())
     with Fleet([host], lambda host: Connection("here", "local", "here")) as fleet:
