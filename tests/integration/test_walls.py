@@ -280,7 +280,9 @@ def test_open_files_of_a_client_that_were_cut_after_the_plan(running_lab: Lab, i
     try:
         wait_for_client(running_lab, "c1")
         time.sleep(1)
-        running_lab.ssh("c1", "for p in $(pgrep -f '[s]tress_client.py'); do prlimit --nofile=40:40 --pid $p; done")
+        running_lab.ssh(
+            "c1", "for p in $(pgrep -f '[s]tress_client.py'); do prlimit --nofile=40:40 --pid $p; done"
+        )
         out, err = process.communicate(timeout=120)
     finally:
         inv("stop-server")

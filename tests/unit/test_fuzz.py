@@ -38,7 +38,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from operations import OperationError, _host, _sysctl_order, systemd
 
-from tcpfleet import hostkeys, link, report, report_data, runs
+from tcpfleet import hostkeys, link, report, report_data, report_render, runs
 from tcpfleet.cli import number
 from tcpfleet.errors import BadInput, HostFailed, LocatedError, Unreachable
 from tcpfleet.inventory import Host, Inventory, graph, to_json
@@ -300,13 +300,13 @@ def build_report(pair: tuple[Any, Any]) -> dict[str, Any]:
     seen = {
         phase: {"s1": {"host": "s1", "status": "ok", "observation": observation}} for phase in report_data.PHASES
     }
-    return report_data.build(run if isinstance(run, dict) else None, seen, [])
+    return report.build(report.Kept(run if isinstance(run, dict) else None, seen))
 
 
 def render_report(pair: tuple[Any, Any]) -> None:
     built = build_report(pair)
-    report.render_html(built)
-    report.render_markdown(built)
+    report_render.render_html(built)
+    report_render.render_markdown(built)
 
 
 def resume(path: Path) -> None:

@@ -56,7 +56,7 @@ def test_killed_everywhere_it_can_be_undone(python: Path) -> None:
 def test_every_operation_that_changes_something_is_killed_somewhere() -> None:
     used = {op for steps in SCENARIOS.values() for op, _ in steps}
     harmless = {"fetch", "follow", "observe", "ping", "setup", "slurp", "stat", "sysctl_read", "wait_for"}
-    not_of_plays = {"handlers", "rollback", "stress", "upload"}
+    not_of_plays = {"clean", "handlers", "rollback", "sample", "stress", "upload"}
     assert set(TABLE) - used - harmless - not_of_plays == set()
 
 
