@@ -628,6 +628,7 @@ OUTSIDE = {
     # ---- walls: names
     "a client host was lost": "失去了一台客户端主机",
     "a stress client died": "一个压测客户端异常退出",
+    "a worker of a stress client died": "压测客户端的一个工作进程异常退出",
     "memory of {hosts}": "{hosts} 的内存",
     "open files of the machine (fs.file-max)": "整机的打开文件数（fs.file-max）",
     "TCP memory (net.ipv4.tcp_mem)": "TCP 内存（net.ipv4.tcp_mem）",
@@ -695,6 +696,7 @@ OUTSIDE = {
     ),
     "at most {peak} were open": "最多打开了 {peak} 条",
     # ---- walls: fixes
+    "see why it ended: the logs of {host}, its memory; then run again": "请查明其退出原因：{host} 的日志及内存；然后重跑",
     "see why {host} went away (power, network, out of memory), then run again": (
         "查明 {host} 为何消失（断电、网络、内存耗尽），然后重新运行"
     ),

@@ -92,15 +92,25 @@ def _wall(name: str, evidence: str, fix: str) -> Wall:
 # ---------------------------------------------------------------- the walls, in order
 
 
+DEATHS = {
+    "UNREACHABLE": "a client host was lost",
+    "CLIENT_DIED": "a stress client died",
+    "WORKER_DIED": "a worker of a stress client died",
+}
+
+
 def lost_client(scene: Scene) -> Wall | None:
-    if not scene.errors or scene.errors[0]["errno"] not in ("UNREACHABLE", "CLIENT_DIED"):
+    if not scene.errors or scene.errors[0]["errno"] not in DEATHS:
         return None
     row = scene.errors[0]
+    name = DEATHS["UNREACHABLE" if row["host"] in scene.lost else row["errno"]]
     return _wall(
-        "a client host was lost" if row["host"] in scene.lost else "a stress client died",
+        name,
         f"{row['count']:,} of {scene.connections['requested']:,} connections were {row['host']}'s: "
         f"{row['sample']}",
-        f"see why {row['host']} went away (power, network, out of memory), then run again",
+        f"see why {row['host']} went away (power, network, out of memory), then run again"
+        if row["host"] in scene.lost
+        else f"see why it ended: the logs of {row['host']}, its memory; then run again",
     )
 
 
@@ -291,8 +301,8 @@ def processors(scene: Scene) -> Wall | None:
 
 
 CHECKS: tuple[Callable[[Scene], Wall | None], ...] = (
-    lost_client,
     out_of_memory,
+    lost_client,
     machine_files,
     client_limits,
     tcp_memory,

@@ -144,6 +144,14 @@ TABLE = [
         {"kernel_log": {"lines": [{"seconds": 1.0, "message": "Killed process 7 (echo)", "means": OOM}]}},
         ["Killed process 7"],
     ),
+    (
+        "a worker of a stress client died",
+        [("echo", "WORKER_DIED", 40)],
+        {"cpu": cpu(10, 10)},
+        {"cpu": cpu(29, 10.5)},
+        {},
+        ["40 of 1,000 connections were c1's", "see why it ended"],
+    ),
     ("CPU of s1", [], {"cpu": cpu(10, 10)}, {"cpu": cpu(29, 10.5)}, {}, ["97% busy during the ramp"]),
 ]
 
