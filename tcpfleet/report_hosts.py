@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tcpfleet.report_data import SIDES, View, dig, number_at, rows_at, why_missing
@@ -154,6 +154,26 @@ def counter_rows(view: View) -> list[dict[str, Any]]:
                     }
                 )
     return sorted(rows, key=lambda row: (not row.get("problem"), not row.get("trouble"), not row.get("meaning")))
+
+
+def counter_totals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `counter_rows` by counter, in their order.
+
+    :returns: ``[{"counter", "meaning", "trouble", "delta": over all hosts, "hosts": [{"hosts", "delta"}]}]``, the
+        hosts with most first.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if "counter" in row:
+            total = found.setdefault(
+                row["counter"],
+                {key: row[key] for key in ("counter", "meaning", "trouble")} | {"delta": 0, "hosts": []},
+            )
+            total["delta"] += row["delta"]
+            total["hosts"].append({"hosts": row["hosts"], "delta": row["delta"]})
+    for total in found.values():
+        total["hosts"].sort(key=lambda one: -one["delta"])
+    return list(found.values())
 
 
 def _moved(old: Any, new: Any, tables: Iterable[str]) -> Iterable[tuple[str, int | float, int | float]]:
@@ -358,9 +378,12 @@ def tuning_table(view: View, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
             listed.pop(key, None)
             after = _in_force(seen, key)
             read_back = row.get("in_force")
+            before = row.get("before")
+            if before is None and status not in ("applied", "overridden"):
+                before = read_back  # what could not be written, or needed not, is as it was
             if after is not None and read_back is not None and _tidy(after) != _tidy(read_back):
                 status = CHANGED_SINCE
-            texts = [None if value is None else _tidy(value) for value in (row.get("before"), row.get("asked"))]
+            texts = [None if value is None else _tidy(value) for value in (before, row.get("asked"))]
             found.setdefault((key, *texts, after, status, str(row.get("note") or "")), []).append(host)
         for key, said_there in listed.items():
             value, after = dig(said_there, "value"), _in_force(seen, str(key))

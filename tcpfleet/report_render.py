@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LANGUAGES: dict[str, Mapping[str, str]] = {"en": {}, "zh": report_zh.TABLE}
 """Language -> English text -> its word."""
 
+MOST_ROWS = 20  # of a table in Markdown that grows with the number of hosts
 MOST_NAMES = 8  # of hosts in one cell
 PHASE_WORDS = {
     "before": said("before"),
@@ -89,6 +90,11 @@ def _text(language: str) -> Environment:
     environment.filters["num"] = lambda value: _number(value)
     environment.filters["fence"] = _fence
     environment.globals["strong"] = Markup("**")
+    environment.globals["most"] = MOST_ROWS
+    speak = _speaker(LANGUAGES[language])
+    environment.globals["more"] = lambda rows: (
+        speak("{n} more are in report.json.", n=len(rows) - MOST_ROWS) if len(rows) > MOST_ROWS else ""
+    )
     return environment
 
 

@@ -21,6 +21,7 @@ OURS = {
     "Busiest / mean": "最忙 / 平均",
     "By host, and where the numbers come from": "按主机细分，以及数字的来源",
     "Bytes per end": "每端字节数",
+    "bytes per end, all machines": "字节/端，全部机器合计",
     "CPU (s)": "CPU（秒）",
     "CPU of the server over time": "服务端 CPU 随时间的变化",
     "CPU over time": "CPU 随时间的变化",
@@ -156,7 +157,10 @@ OURS = {
     "connections verified byte for byte": "逐字节校验通过的连接",
     "connects/s": "建连/秒",
     "counted by {source} in {seconds} s": "由 {source} 计数，用时 {seconds} 秒",
-    "counters with a known meaning moved": "含义已知且有变化的计数器",
+    "Counters of ordinary work": "正常工作的计数器",
+    "By host, before and after": "按主机列出之前与之后的值",
+    "Where most": "增量最大之处",
+    "None of those that tell of trouble.": "表示有问题的计数器都没有变化。",
     "echoes lost": "丢失的回显",
     "echoes mismatched": "内容不符的回显",
     "echoes sent": "发出的消息",
@@ -222,6 +226,7 @@ OURS = {
     "{group}: highest": "{group}：最高",
     "{group}: lowest": "{group}：最低",
     "{group}: median": "{group}：中位数",
+    "{n} more are in report.json.": "另有 {n} 项见 report.json。",
     "{names} and {n} more": "{names} 等另外 {n} 台",
     # ---- the verdict and what is missing
     "PASS: {counts} First limit in sight: {wall}.": "通过：{counts}最先会碰到的限制：{wall}。",
@@ -789,6 +794,9 @@ OUTSIDE = {
     "process {pid} named by {path} is not running": "{path} 中的进程 {pid} 没有在运行",
     "the answer holds no observation": "应答中没有观测数据",
     "the client left no result": "客户端没有留下结果",
+    # ---- notes of tuning
+    "cannot be written on this host": "在这台主机上不可写",
+    "this kernel has no such key here": "这里的内核没有这个参数",
     # ---- kernel log
     "SYN queue full: net.ipv4.tcp_max_syn_backlog, net.core.somaxconn": (
         "半连接队列已满：net.ipv4.tcp_max_syn_backlog、net.core.somaxconn"
