@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         print(f"{page} does not exist: run `inv collect-report` first", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1120,1280"]
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--window-size=1160,1760"]
         try:
             done = subprocess.run(
                 [*command, f"--screenshot={target.resolve()}", page.as_uri()],
