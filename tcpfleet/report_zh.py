@@ -811,6 +811,35 @@ OUTSIDE = {
     "the kernel could not get memory": "内核申请不到内存",
     "a network interface failed": "网络接口故障",
     # ---- refused plans
+    "{host}: {n} connections need as many source ports, but {who} allows {usable}: {origin} is {range}, less {reserved} reserved and {busy} busy": (
+        "{host}：{n} 条连接需要同样多的源端口，而 {who} 只允许 {usable} 个：{origin} 为 {range}，其中保留 {reserved} 个、已占用 {busy} 个"
+    ),
+    "give at least {n} source addresses (--source IP,IP,...).": "请至少提供 {n} 个源地址（--source IP,IP,...）。",
+    "give at least {n} source addresses (--source IP,IP,...), or {m} after `inv tune` has widened the range.": (
+        "请至少提供 {n} 个源地址（--source IP,IP,...），或在 `inv tune` 扩大端口范围之后提供 {m} 个。"
+    ),
+    "widen the range with `inv tune` on this host, or give at least {n} source addresses (--source IP,IP,...).": (
+        "请在这台主机上用 `inv tune` 扩大端口范围，或至少提供 {n} 个源地址（--source IP,IP,...）。"
+    ),
+    "{host}: {n} connections in {workers} workers need {each} open files each, but the limit can only reach {limit}": (
+        "{host}：{n} 条连接分给 {workers} 个工作进程，每个需要 {each} 个打开文件，而限制最多只能到 {limit}"
+    ),
+    "raise the hard limit with `inv tune` on this host (limits.d, a new login).": (
+        "请在这台主机上用 `inv tune` 调大硬限制（limits.d，重新登录后生效）。"
+    ),
+    "{host}: {n} connections need {need} {what}, but {have} are free": (
+        "{host}：{n} 条连接需要 {need} {what}，而可用的只有 {have}"
+    ),
+    "bytes of memory": "字节内存",
+    "conntrack entries": "个连接跟踪条目",
+    "worker processes": "个工作进程",
+    "open files (fs.file-max)": "个打开文件（fs.file-max）",
+    "use fewer connections or more client hosts.": "请减少连接数，或增加客户端主机。",
+    "{host}: nothing listens on port {port}: {fix}": "{host}：端口 {port} 上没有程序在监听：{fix}",
+    "start the server with `inv deploy-server`": "用 `inv deploy-server` 启动服务端",
+    "{host}: the server can hold {n} connections, {wanted} are asked: {fix}": (
+        "{host}：服务端最多能保持 {n} 条连接，而要求 {wanted} 条：{fix}"
+    ),
     "the plan was refused, nothing was started: {reason}": "计划被拒绝，没有启动任何程序：{reason}",
 }
 

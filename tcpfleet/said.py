@@ -74,7 +74,8 @@ def _templates(keys: tuple[str, ...]) -> list[tuple[str, list[str], list[str]]]:
         words = re.findall(r"[A-Za-z]{2,}", " ".join(parts[::2]))
         if len(parts) > 1 and len(words) >= (1 if parts[0] else 2):
             found.append((key, parts[1::2], parts[::2]))
-    return sorted(found, key=lambda one: -sum(map(len, one[2])))
+    # What begins with a value fits whatever stands before it: it comes after what begins with words.
+    return sorted(found, key=lambda one: (not one[2][0], -sum(map(len, one[2]))))
 
 
 def _fits(text: str, fixed: list[str]) -> list[str] | None:
