@@ -175,7 +175,7 @@ OURS = {
     "held": "满足",
     "hold": "保持阶段",
     "hosts": "主机",
-    "hosts with workers": "有工作进程的主机",
+    "Hosts that are more even": "更均衡的主机",
     "in force": "已生效",
     "its end": "末尾部分",
     "kinds of errors": "错误种类",
