@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,16 +206,20 @@ class Trust(paramiko.MissingHostKeyPolicy):
         lines = self._own + self._plain
         authorities = {line.key: line.where for line in lines if line.marker == "@cert-authority"}
         revoked = {line.key: line.where for line in lines if line.marker == "@revoked"}
-        certificate = _load(shown) if kind_of(shown).endswith(CERTIFICATE) else None
+        certificate: Any = None
         authority = b""
-        if certificate is not None:
-            authority, shown = _encoded(certificate.signature_key()), _encoded(certificate.public_key())
+        if kind_of(shown).endswith(CERTIFICATE):
+            with _strangers_bytes():
+                text = f"{kind_of(shown)} {base64.b64encode(shown).decode()}"
+                certificate = serialization.load_ssh_public_identity(text.encode())
+                authority, shown = _encoded(certificate.signature_key()), _encoded(certificate.public_key())
         mark = fingerprint(shown)
         for what, key in (("certificate authority", authority), ("host key", shown)):
             if key in revoked:
                 raise HostKeyRefused(f"the {what} {fingerprint(key)} of {self.name} is @revoked at {revoked[key]}")
         if certificate is not None and authority in authorities:
-            fault = _fault(certificate, self.host, now)
+            with _strangers_bytes():
+                fault = _fault(certificate, self.host, now)
             if fault is None:
                 return
             raise HostKeyRefused(f"the host certificate of {self.name} {fault}; nothing was sent")
@@ -263,11 +268,12 @@ class Trust(paramiko.MissingHostKeyPolicy):
             ) from None
 
 
-def _load(certificate: bytes) -> Any:
-    line = f"{kind_of(certificate)} {base64.b64encode(certificate).decode()}".encode()
+@contextlib.contextmanager
+def _strangers_bytes() -> Iterator[None]:
+    """A certificate is read field by field, and cryptography has many names for what is wrong with one."""
     try:
-        return serialization.load_ssh_public_identity(line)
-    except Exception as error:  # cryptography names many kinds, for bytes that a stranger sent
+        yield
+    except Exception as error:
         raise HostKeyRefused(f"its host certificate cannot be read: {error}") from None
 
 

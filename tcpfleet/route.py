@@ -270,8 +270,6 @@ def _unless_none(setting: str | None) -> str | None:
 
 def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callable[[str], Secret]) -> Route:
     """An open route; every way in which that can fail becomes one sentence of Unreachable."""
-    import paramiko
-
     from tcpfleet.hostkeys import HostKeyRefused
     from tcpfleet.keys import is_encrypted
 
@@ -285,7 +283,7 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
         try:
             way_in.open()
             return way_in
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except Exception as error:  # Paramiko passes on whatever it stumbled over in what a stranger sent
             is_stalled = time.monotonic() - begun >= connect_timeout  # a silent host costs its timeout once
             reason, retry = _why_not(error, way_in, connect_timeout), _worth_a_retry(error) and not is_stalled
             # Paramiko tells of an encrypted key only if nothing else has failed after it.

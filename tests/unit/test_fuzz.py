@@ -468,6 +468,10 @@ FOUND: list[tuple[str, Any]] = [
     ("histogram", HIST.to_dict() | {"buckets": 5}),
     ("histogram", HIST.to_dict() | {"max": float("inf")}),
     ("--expect", "regex:a{4294967296}"),
+    (
+        "host certificate",
+        bend([CERTIFICATE.decode("latin-1")], b"\x00\x00\x97\xec\x01\x00\x01\x99\x00\x00\x00").encode("latin-1"),
+    ),
     ("HTTP replies", BACKWARDS),  # went back and forth for ever
 ]
 

@@ -1,5 +1,6 @@
 """Logins over SSH, against a real sshd of this machine: host keys, keys, jump hosts, and what a refusal says."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -491,3 +492,59 @@ def test_a_slow_line(sshd: LocalSshd, tmp_path: Path) -> None:
         args = known(tmp_path / "known", sshd.known(name=f"[127.0.0.1]:{relay.port}"))
         login(sshd, args, timeout=10, ansible_port=relay.port)
         assert relay.round_trips <= 16  # each costs the line's time: no more of them than a login needs
+
+
+BANNER = b"SSH-2.0-x\r\n"
+# What a server that is none sends, piece by piece, until the client has gone.
+STRANGERS = {
+    "nothing": (b"", False),
+    "another protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200, False),
+    "lines without end": (b"hello\r\n" * 1000, True),
+    "a line without end": (b"x" * 10000, True),
+    "a banner and nothing": (BANNER, False),
+    "a banner and noise": (BANNER + bytes(range(256)) * 100, False),
+    "a packet of four gigabytes": (BANNER + b"\xff" * 5000, False),
+    "an empty packet": (BANNER + bytes(64), False),
+    "an empty key exchange": (BANNER + b"\0\0\0\x0c\x0a\x14" + bytes(10), False),
+    "a key exchange of wrong lengths": (BANNER + b"\0\0\0\x1c\x06\x14" + bytes(16) + b"\xff" * 10, False),
+    "a key exchange that is no text": (
+        BANNER + b"\0\0\0\x1c\x04\x14" + bytes(16) + b"\0\0\0\2\xff\xfe" + bytes(5),
+        False,
+    ),
+    "a disconnect": (BANNER + b"\0\0\0\x1c\x0a\x01\0\0\0\2\0\0\0\4no\xff\xfe" + bytes(14), False),
+    "a reply to nothing": (BANNER + b"\0\0\0\x0c\x0a\x1f" + bytes(10), False),
+}
+
+
+@pytest.mark.parametrize(("sent", "again"), STRANGERS.values(), ids=STRANGERS)
+def test_a_server_that_is_none(tmp_path: Path, sent: bytes, again: bool) -> None:
+    over = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while not over.is_set():
+                peer, _ = listener.accept()
+                with peer, contextlib.suppress(OSError):
+                    peer.settimeout(0.2)
+                    peer.sendall(sent)
+                    while again and not over.is_set():
+                        peer.sendall(sent)
+                    with contextlib.suppress(TimeoutError):
+                        while peer.recv(4096):
+                            pass
+                    over.wait(3)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        given = {"ansible_host": "127.0.0.1", "ansible_port": listener.getsockname()[1]}
+        begun = time.monotonic()
+        try:
+            with pytest.raises(Unreachable, match=r"SSH to 127\.0\.0\.1:.* failed|no answer from") as caught:
+                link.open_session(HOST, make_connection("h", given), connect_timeout=1)
+            assert "\n" not in str(caught.value) and time.monotonic() - begun < 30
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    assert not thread.is_alive()
