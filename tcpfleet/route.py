@@ -353,4 +353,6 @@ def _worth_a_retry(error: BaseException) -> bool:
 def os_reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
+    if isinstance(error, EOFError):
+        return "the connection was closed"
     return " ".join(str(error).split()) or type(error).__name__
