@@ -62,11 +62,11 @@ def start(folder, args, context):
     try:
         make_private(os.path.dirname(folder))
         os.mkdir(folder, 0o700)
+        _lead(folder)
     except FileExistsError:
         raise OperationError("{} exists: this machine is in the run under two names; name it once".format(folder))
     except OSError as error:
-        raise OperationError("cannot create {}: {}".format(folder, error.strerror))
-    _lead(folder)
+        raise OperationError("cannot create {}: {}".format(error.filename or folder, error.strerror))
     programs = install_programs(context.sources)
     answers = []
 
