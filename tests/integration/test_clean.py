@@ -80,7 +80,7 @@ def test_nothing_is_left_of_tune_deploy_and_stress(running_lab: Lab, inv: Inv) -
     assert [again[name]["changed"] for name in hosts] == [False, False]
 
 
-@pytest.mark.parametrize("manager", ["systemd", "daemon"])
+@pytest.mark.parametrize("manager", ["systemd", pytest.param("daemon", marks=pytest.mark.full)])
 def test_a_running_server_and_a_running_client_are_ended(running_lab: Lab, inv: Inv, manager: str) -> None:
     inv("clean", "--hosts", "s1:c1")
     before = {name: tree(running_lab, name) for name in ("s1", "c1")}
