@@ -38,6 +38,7 @@ HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to 
     "off": "off",
 }
 _TAME = re.compile(r"[\w.:%@+-]+")  # in host and user names, before a shell sees them
+USER_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"  # as in OpenSSH
 CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
 
 _config_lock = threading.Lock()
@@ -245,7 +246,7 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
 
 def _known_hosts(how: Connection, ssh_config: Mapping[str, str]) -> list[Path]:
     """The user's files, of which the first is written to, and the machine's."""
-    own = how.ssh.known_hosts or shlex.split(ssh_config.get("userknownhostsfile", "~/.ssh/known_hosts"))
+    own = how.ssh.known_hosts or shlex.split(ssh_config.get("userknownhostsfile", USER_KNOWN_HOSTS))
     everyones = shlex.split(
         ssh_config.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     )
