@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -548,3 +549,18 @@ def test_a_server_that_is_none(tmp_path: Path, sent: bytes, again: bool) -> None
             listener.shutdown(socket.SHUT_RDWR)
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_an_agent_that_stops_is_noticed(sshd: LocalSshd, tmp_path: Path) -> None:
+    """The connection stands and the kernel answers for it, but nothing of the agent comes any more."""
+    given = {"ansible_host": "127.0.0.1", "ansible_port": sshd.port, "ansible_ssh_private_key_file": str(sshd.key)}
+    how = make_connection("h", {**given, "ansible_ssh_common_args": trusted(sshd, tmp_path)})
+    session = link.open_session(HOST, how, connect_timeout=5)
+    session.idle_timeout = 1.0
+    os.kill(session.hello["pid"], signal.SIGSTOP)
+    try:
+        with pytest.raises(Unreachable, match="no sign of life for 1 s"):
+            session.call("ping", {})
+    finally:
+        session.close()
+        os.kill(session.hello["pid"], signal.SIGCONT)
