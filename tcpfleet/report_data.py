@@ -7,6 +7,7 @@ observations), `report_time` (what was sampled during the run); `report.build` p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,8 +33,10 @@ def dig(data: Any, *keys: str) -> Any:
 
 
 def number_at(data: Any, *keys: str) -> int | float | None:
-    """The number at a path, or None."""
+    """The number at a path, or None; JSON as Python reads it knows NaN and Infinity, which are none."""
     value = dig(data, *keys)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 

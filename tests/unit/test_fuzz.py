@@ -455,6 +455,7 @@ TARGETS = [
 ]
 
 
+NAN = {**OBSERVATION, "states": {**OBSERVATION["states"], "client": {"SYN-SENT": float("nan")}}}
 BACKWARDS = CHUNKS.replace(b"2;x=1", b"-5")
 FOUND: list[tuple[str, Any]] = [
     ("parse_cpu", "cpu  1000 2 300\nprocs_running\n"),
@@ -468,6 +469,7 @@ FOUND: list[tuple[str, Any]] = [
     ("histogram", HIST.to_dict() | {"buckets": 5}),
     ("histogram", HIST.to_dict() | {"max": float("inf")}),
     ("--expect", "regex:a{4294967296}"),
+    ("report", (RECORD, NAN)),
     (
         "host certificate",
         bend([CERTIFICATE.decode("latin-1")], b"\x00\x00\x97\xec\x01\x00\x01\x99\x00\x00\x00").encode("latin-1"),
