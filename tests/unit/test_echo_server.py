@@ -67,6 +67,7 @@ class Server:
         self.port = free_port()
         self.mark = uuid.uuid4().hex
         self.sockets: list[socket.socket] = []
+        self.clients: list[subprocess.Popen[str]] = []
 
     def call(self, *arguments: str, nofile: int | None = None) -> subprocess.CompletedProcess[str]:
         def limit() -> None:
@@ -127,6 +128,9 @@ class Server:
     def close(self) -> None:
         for s in self.sockets:
             s.close()
+        for client in self.clients:  # those of a test that failed
+            client.terminate()
+            client.communicate()
         self.command("stop")
         left = self.processes()
         for pid in left:
