@@ -414,7 +414,7 @@ TARGETS = [
     Target("run.json", bent(json.dumps(RECORD)), run_json(report.load_run), (BadInput,), 30),
     Target("run.json, values", swapped(RECORD), run_json(runs.read_run), (BadInput,), 20),
     Target("plan.json", swapped(PLAN), in_file("run/plan.json", resume), (BadInput,), 20),
-    Target("report", st.tuples(swapped(RECORD), swapped(OBSERVATION)), build_report, (), 20),
+    Target("report", st.tuples(swapped(RECORD), swapped(OBSERVATION)), build_report, (), 5),
     Target("report, rendered", st.tuples(swapped(RECORD), swapped(OBSERVATION)), render_report, (), 1),
     Target("histogram", swapped(HIST.to_dict()), histogram.Histogram.from_dict, (ValueError,), 30),
     Target(
