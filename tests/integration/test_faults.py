@@ -237,7 +237,7 @@ FAULTS = [
         lambda one: one.inside("systemctl start ssh"), LOST, 25, ("tune",),
     ),
     Fault(
-        "sshd session killed", "during", lambda one: one.inside(SESSIONS), nothing, KEPT, 60, ("stress",),
+        "sshd session killed", "during", lambda one: one.inside(SESSIONS), nothing, KEPT, 60, ("tune",),
     ),
     Fault(
         "disk full", "before", lambda one: one.inside(FULL_DISK),

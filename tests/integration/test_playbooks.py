@@ -211,9 +211,8 @@ def power_off(host: str) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize(
-    "head", ["", pytest.param("  strategy: linear\n", marks=pytest.mark.full)], ids=["free", "linear"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("head", ["", "  strategy: linear\n"], ids=["free", "linear"])
 def test_a_host_whose_plug_is_pulled(running_lab: Lab, inv: Inv, tmp_path: Path, head: str) -> None:
     path = book(
         tmp_path,

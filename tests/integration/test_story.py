@@ -243,6 +243,7 @@ def test_an_interrupt_stops_all_clients_and_reports_what_was_reached(
     assert run["connections"]["verified"] + run["connections"]["failed"] == run["connections"]["requested"] == 2000
 
 
+@pytest.mark.full
 def test_a_dropped_connection_does_not_end_the_run(served: Lab, inv: Inv) -> None:
     process = inv.start("stress", "--clients", "4", "--per-client", "500", "--hold", "12")
     time.sleep(6)

@@ -21,7 +21,7 @@ systemctl daemon-reload
 """
 MADE = f"mkdir -p {WORK}"
 CASES = (
-    Case("thirty_tasks", extra_vars=("target=node",), quick=True, roots=THIRTY, sysctls=TUNED,
+    Case("thirty_tasks", extra_vars=("target=node",), roots=THIRTY, sysctls=TUNED,
          units=("parity-broker",), reset=UNDO_THIRTY),
     Case("blocks"),
     Case("handlers", quick=True, converges=False),

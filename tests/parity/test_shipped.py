@@ -92,6 +92,7 @@ def test_tune_on_the_whole_lab(running_lab: Lab, inv: Inv, peers: Path, pair: Pa
             running_lab.ssh(name, UNTUNE)
 
 
+@pytest.mark.full
 def test_deploy_and_stop(pair: Pair, tidy: None) -> None:
     roots = ("/opt", "/etc")
     deployed = ("server_hosts=node",)

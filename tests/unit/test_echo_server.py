@@ -643,7 +643,8 @@ def test_stop_delivers_what_a_slow_reader_has_coming(server: Server) -> None:
     stopper.start()
     assert receive(slow, echoed) == data[:echoed]
     stopper.join()
-    assert time.monotonic() - begun < 5
+    # It may have read and answered more meanwhile, which nobody takes: then it waits for DRAIN_SECONDS, no longer.
+    assert time.monotonic() - begun < 15
     with contextlib.suppress(ConnectionResetError):
         assert idle.recv(1) == b""
 
