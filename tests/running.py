@@ -1,5 +1,6 @@
 """What tests need to run tasks the way a user does, and to look at the lab's hosts independently of the code."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -86,7 +87,9 @@ class Lab:
         """Powers hosts off and boots them again, with the disks that they had; returns when they answer."""
         down = {host.name: host.pid for host in lab.status().hosts if host.name in hosts}
         for host in hosts:
-            self.ssh(host, "systemctl --no-block poweroff", check=False)  # may end the connection first
+            # It may be gone before it has ended the connection, or end it with an error.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.ssh(host, "systemctl --no-block poweroff", check=False, timeout=10)
         deadline = time.monotonic() + 60
         while any(Path(f"/proc/{pid}").exists() for pid in down.values()):
             assert time.monotonic() < deadline, f"{hosts} do not end"
