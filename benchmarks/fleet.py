@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.playbook import Bench, Place
-from tcpfleet import develop, lab
-from tcpfleet.bench import Took, machine, median, own_program, publish, table, timed
+from tcpfleet import develop
+from tcpfleet.bench import Took, machine, median, own_lab, own_program, publish, table, timed
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput, HostFailed, Refused
+from tcpfleet.errors import HostFailed
 
 PARTS = {"fifty": 50, "five-hundred": 500}
 FORKS = 50
@@ -46,13 +46,7 @@ def measure(options: Options, rounds: int, parts: Sequence[str]) -> Answer:
     :raises BadInput: an unknown part.
     :raises Refused: the lab is not up.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise BadInput(f"--only {part!r}: there are {', '.join(PARTS)}")
-    status = lab.status()
-    if status.owner != ROOT:
-        raise Refused("this benchmark needs the lab of this checkout: inv lab-up")
-    known = {host.name: lab.LabHost(host.name, host.address) for host in status.hosts}
+    known = own_lab(parts, PARTS)
     hosts = [known[host.name] for host in options.select("clients") if host.name in known]
     peers = develop.peers()
     about = f"{machine()}; {rounds} {'round' if rounds == 1 else 'rounds'}."

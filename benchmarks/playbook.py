@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet import develop, lab
-from tcpfleet.bench import Took, machine, median, own_program, publish, table, timed
+from tcpfleet.bench import Took, machine, median, own_lab, own_program, publish, table, timed
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput, HostFailed, Refused
+from tcpfleet.errors import BadInput, HostFailed
 from tests.sshd import PORT, CountingSshd
 
 TUNE = ROOT / "playbooks/tune.yml"
@@ -370,13 +370,7 @@ def measure(options: Options, rounds: int, parts: Sequence[str]) -> Answer:
     :raises BadInput: an unknown part, or hosts that are not three of the lab.
     :raises Refused: the lab is not up.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise BadInput(f"--only {part!r}: there are {', '.join(PARTS)}")
-    status = lab.status()
-    if status.owner != ROOT:
-        raise Refused("this benchmark needs the lab of this checkout: inv lab-up")
-    known = {host.name: lab.LabHost(host.name, host.address) for host in status.hosts}
+    known = own_lab(parts, PARTS)
     names = [host.name for host in options.select("c2:c3:c4")]
     if len(names) != 3 or not known.keys() >= set(names):
         raise BadInput(f"--hosts must be three hosts of the lab, not {', '.join(names)}")

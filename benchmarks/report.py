@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet import lab, runs
-from tcpfleet.bench import Took, machine, median, own_program, publish, table, timed
+from tcpfleet.bench import Took, machine, median, own_lab, own_program, publish, table, timed
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput, HostFailed, Refused
+from tcpfleet.errors import HostFailed, Refused
 
 CONNECTIONS = 200_000
 PORT = 1883
@@ -30,13 +30,12 @@ PARTS = {"collect": "observing, sampling and rendering at 200,000 connections"}
 def measure(options: Options, rounds: int, only: list[str]) -> Answer:
     """:param rounds: of ``ss -tan``; collecting is repeated for as long as the probe runs.
 
-    :raises BadInput: there is no such part. :raises Refused: the lab is not up.
+    :raises BadInput: there is no such part.
+    :raises Refused: the lab is not up.
     """
-    if [part for part in only if part not in PARTS]:
-        raise BadInput(f"there is one part: {', '.join(PARTS)}")
-    hosts = {host.name: lab.LabHost(host.name, host.address) for host in lab.status().hosts}
+    hosts = own_lab(only, PARTS)
     if "s1" not in hosts:
-        raise Refused("the lab is not up: inv lab-up")
+        raise Refused("the lab has no s1, whose server this measures")
     inv = own_program("inv")
     timed([inv, "tune", "--hosts", "lab"])
     timed([inv, "deploy-server"])

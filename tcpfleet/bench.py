@@ -14,13 +14,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcpfleet import __version__
+from tcpfleet import __version__, lab
 from tcpfleet.cli import ROOT, Answer, Options
-from tcpfleet.errors import BadInput, HostFailed
+from tcpfleet.errors import BadInput, HostFailed, Refused
 
 RESULTS = ROOT / "benchmarks" / "README.md"
 BENCHES = {
@@ -65,6 +65,21 @@ def run(options: Options, what: str, rounds: str, only: str) -> Answer:
     measure = importlib.import_module(f"benchmarks.{what}").measure
     answer: Answer = measure(options, times, parts)
     return answer
+
+
+def own_lab(parts: Sequence[str], known: Iterable[str]) -> dict[str, lab.LabHost]:
+    """The hosts of this checkout's lab by name, for a benchmark that was asked for `parts` of those that it has.
+
+    :raises BadInput: an unknown part.
+    :raises Refused: the lab is not up, or another checkout's.
+    """
+    for part in parts:
+        if part not in known:
+            raise BadInput(f"--only {part!r}: there are {', '.join(known)}")
+    status = lab.status()
+    if status.owner != ROOT:
+        raise Refused("this benchmark needs the lab of this checkout: inv lab-up")
+    return {host.name: lab.LabHost(host.name, host.address) for host in status.hosts}
 
 
 def timed(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Took:
