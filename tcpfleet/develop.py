@@ -21,12 +21,18 @@ CHECKS = (
 
 
 def test(*, full: bool, only: str) -> Answer:
-    """pytest over tests/, all three levels; its exit status decides."""
+    """pytest over tests/, all three levels; its exit status decides.
+
+    An ordinary run has the lab's tests on one processor and the others beside them. With `full` they run one after
+    the other: loads and the tuning of this very machine must not meet.
+    """
     command = [sys.executable, "-m", "pytest"]
     if full:
         command.append("--full")
     if only:
         command += ["-k", only]
+    if not full and not only:
+        command += ["-n", "2", "--dist", "loadgroup"]
     return _exit(subprocess.run(command, cwd=ROOT).returncode)
 
 

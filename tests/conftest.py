@@ -1,8 +1,8 @@
 """Puts the checkout and payload/ on the path: payload modules import one another as top level, as on a host.
 
 Also the options of the suite: tests marked `full` run only under `--full`, tests marked `lab` only where a lab
-can be booted, and each says why it was skipped. The lab is here since several
-packages share it.
+can be booted, and each says why it was skipped. The lab is here since several packages share it; under
+`pytest -n 2 --dist loadgroup` one process has all tests of the lab, for there is one, and another the rest.
 """
 
 import gc
@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also the tests marked `full`: matrices, soaks, fuzzing")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from tcpfleet import lab
 
@@ -35,8 +36,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("full") and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="long: runs under `inv test --full`"))
-        if item.get_closest_marker("lab") and no_lab:
-            item.add_marker(pytest.mark.skip(reason=no_lab))
+        if item.get_closest_marker("lab"):
+            item.add_marker(pytest.mark.xdist_group("lab"))
+            if no_lab:
+                item.add_marker(pytest.mark.skip(reason=no_lab))
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +48,41 @@ def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tcpfleet.secret._forms", set())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """The whole run fails on a process, mount, interface, cgroup or descriptor that it leaves."""
+BEFORE = pytest.StashKey[dict[str, set[str]]]()
+LEFT = pytest.StashKey[dict[str, set[str]]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
     from tests import leaks
 
-    before, descriptors = leaks.snapshot(), leaks.descriptors()
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[BEFORE] = leaks.snapshot()
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures' and the other processes' end
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The whole run fails on a process, mount, interface or cgroup that it leaves, whichever process left it."""
+    from tests import leaks
+
+    if not hasattr(session.config, "workerinput"):
+        left = session.config.stash[LEFT] = leaks.left_since(session.config.stash[BEFORE])
+        if left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for kind, what in config.stash.get(LEFT, {}).items():
+        terminalreporter.write_line(f"ERROR left behind: {kind}: {', '.join(sorted(what))}", red=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_descriptor_is_left_open() -> Iterator[None]:
+    from tests import leaks
+
+    before = leaks.descriptors()
     yield
     gc.collect()
-    assert leaks.left_since(before) == {}
-    assert leaks.descriptors() <= descriptors
+    assert leaks.descriptors() <= before
 
 
 @pytest.fixture(scope="session")
@@ -78,5 +106,5 @@ def running_lab(inv: "Inv") -> Iterator["Lab"]:
     yield Lab({host.name: lab.LabHost(host.name, host.address) for host in state.hosts})
     if not was_up:
         inv("lab-down")
-        assert leaks.left_since(before) == {}
+        assert leaks.left_since(before, leaks.LAB) == {}
         assert not lab.STATE.exists() and not (ROOT / ".lab").exists()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 # Parts of command lines that only tcpfleet's own processes have.
 OURS = ("echo_server.py", "stress_client.py", "observe_sampler.py", "systemd-nspawn", "-I -S -c import zlib")
+# Of these, what a lab itself consists of: tests without a lab may run beside it.
+LAB = ("systemd-nspawn",)
 
 
-def processes() -> set[str]:
-    """`pid: command line` of every live process of ours."""
+def processes(parts: tuple[str, ...]) -> set[str]:
+    """`pid: command line` of every live process with one of these parts in its command line."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -17,7 +19,7 @@ def processes() -> set[str]:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if any(part in command for part in OURS):
+            if any(part in command for part in parts):
                 found.add(f"{entry.name}: {command[:120]}")
     return found
 
@@ -38,15 +40,17 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def snapshot() -> dict[str, set[str]]:
-    return {"processes": processes(), "mounts": mounts(), "interfaces": interfaces(), "cgroups": cgroups()}
+def snapshot(parts: tuple[str, ...] = OURS) -> dict[str, set[str]]:
+    return {"processes": processes(parts), "mounts": mounts(), "interfaces": interfaces(), "cgroups": cgroups()}
 
 
-def left_since(before: dict[str, set[str]], patience: float = 5.0) -> dict[str, set[str]]:
+def left_since(
+    before: dict[str, set[str]], parts: tuple[str, ...] = OURS, patience: float = 5.0
+) -> dict[str, set[str]]:
     """What is there now and was not before; waits a little for processes that are just ending."""
     deadline = time.monotonic() + patience
     while True:
-        left = {kind: now - before[kind] for kind, now in snapshot().items()}
+        left = {kind: now - before[kind] for kind, now in snapshot(parts).items()}
         if any("systemd-nspawn" in process for process in before["processes"]):
             # A lab that was up before is not ours to end; a test may have booted a host of it anew.
             left["processes"] = {one for one in left["processes"] if "systemd-nspawn" not in one}

@@ -36,7 +36,7 @@ def test_an_interrupted_lab_up_cleans_up_and_the_next_one_works(no_lab: None, in
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert leaks.left_since(before) == {} and not lab.STATE.exists()
+    assert leaks.left_since(before, leaks.LAB) == {} and not lab.STATE.exists()
 
 
 @pytest.mark.parametrize("moment", [2.0, 3.2])
@@ -51,7 +51,7 @@ def test_impatient_signals_do_not_cut_the_clean_up_short(no_lab: None, inv: Inv,
     if process.returncode == 0:  # it was up before the first signal came
         inv("lab-down")
     assert "Traceback" not in err
-    assert leaks.left_since(before) == {} and not lab.STATE.exists() and not (ROOT / ".lab").exists()
+    assert leaks.left_since(before, leaks.LAB) == {} and not lab.STATE.exists() and not (ROOT / ".lab").exists()
 
 
 def test_a_killed_lab_up_is_cleaned_up_by_the_next_command(no_lab: None, inv: Inv) -> None:
@@ -64,7 +64,7 @@ def test_a_killed_lab_up_is_cleaned_up_by_the_next_command(no_lab: None, inv: In
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     inv("lab-down")
-    assert leaks.left_since(before) == {} and not lab.STATE.exists() and not (ROOT / ".lab").exists()
+    assert leaks.left_since(before, leaks.LAB) == {} and not lab.STATE.exists() and not (ROOT / ".lab").exists()
 
 
 def test_hosts_are_real(running_lab: Lab) -> None:
