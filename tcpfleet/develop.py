@@ -32,7 +32,7 @@ def test(*, full: bool, only: str) -> Answer:
     if only:
         command += ["-k", only]
     if not full and not only:
-        command += ["-n", "2", "--dist", "loadgroup"]
+        command += ["-n", "2"]
     return _exit(subprocess.run(command, cwd=ROOT).returncode)
 
 

@@ -294,8 +294,8 @@ def status() -> LabStatus:
     owner = _owner()
     if owner is None:
         return LabStatus(None, ())
-    machines = _machines()
-    states = _ask_states(_owner_hosts(), owner, timeout=5.0)
+    hosts, machines = _owner_hosts(), _machines()
+    states = _ask_states(hosts, owner, timeout=5.0)
     return LabStatus(
         owner,
         tuple(
@@ -306,7 +306,7 @@ def status() -> LabStatus:
                 machines.get(host.name),
                 states[host.name][1] if host.name in machines else "",
             )
-            for host in _owner_hosts()
+            for host in hosts
         ),
     )
 
@@ -339,7 +339,12 @@ def _owner() -> Path | None:
 
 
 def _owner_hosts() -> list[LabHost]:
-    return [LabHost(name, address) for name, address in json.loads(OWNER.read_text())["hosts"]]
+    """The hosts of the lab that is up; none when a lab-down takes the file away meanwhile."""
+    try:
+        text = OWNER.read_text()
+    except FileNotFoundError:
+        return []
+    return [LabHost(name, address) for name, address in json.loads(text)["hosts"]]
 
 
 def _save_owner(checkout: Path, hosts: Sequence[LabHost]) -> None:

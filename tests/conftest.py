@@ -2,7 +2,7 @@
 
 Also the options of the suite: tests marked `full` run only under `--full`, tests marked `lab` only where a lab
 can be booted, and each says why it was skipped. The lab is here since several packages share it; under
-`pytest -n 2 --dist loadgroup` one process has all tests of the lab, for there is one, and another the rest.
+`pytest -n 2` one process has all tests of the lab, for there is one, and another the rest.
 """
 
 import gc
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from tests.running import Inv, Lab
@@ -26,7 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also the tests marked `full`: matrices, soaks, fuzzing")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from tcpfleet import lab
 
@@ -36,10 +37,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("full") and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="long: runs under `inv test --full`"))
-        if item.get_closest_marker("lab"):
-            item.add_marker(pytest.mark.xdist_group("lab"))
-            if no_lab:
-                item.add_marker(pytest.mark.skip(reason=no_lab))
+        if item.get_closest_marker("lab") and no_lab:
+            item.add_marker(pytest.mark.skip(reason=no_lab))
+
+
+class LabApart(LoadScopeScheduling):
+    """A file's tests stay in one process, and all files of the packages that share the lab in the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = nodeid.split("::", 1)[0]
+        return "lab" if file.startswith(("tests/integration/", "tests/parity/")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LabApart:
+    return LabApart(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,13 @@ def interfaces() -> set[str]:
 
 
 def cgroups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/tcpfleet-*")}
+    # Not Path.glob: a host that is just ending takes folders away under it.
+    return {
+        os.path.join(where, name)
+        for where, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith("tcpfleet-")
+    }
 
 
 def descriptors() -> int:
