@@ -97,6 +97,17 @@ def no_descriptor_is_left_open() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def packages() -> dict[str, str]:
+    """The environment of other people's servers and load tools, from the distribution's packages."""
+    from tests.packages import NotHere, environment
+
+    try:
+        return environment()
+    except NotHere as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="session")
 def inv() -> "Inv":
     from tests.running import Inv
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import signal
 import socket
 import struct
@@ -248,25 +247,23 @@ def test_a_stopped_server_goes_on_where_it_was(server: Server) -> None:
     assert sorted(server.processes()) == sorted(processes)
 
 
-@full
 @pytest.mark.parametrize(
     "command",
     [
-        ["wrk", "-c", "1000", "-t", "1", "-d", "5"],
+        ["wrk", "-c", "1000", "-t", "1", "-d", "2"],
         ["ab", "-q", "-k", "-c", "200", "-n", "100000"],
         ["ab", "-q", "-c", "200", "-n", "10000"],
     ],
     ids=["wrk", "ab -k", "ab"],
 )
-def test_load_tools_that_speak_http(command: list[str], server: Server) -> None:
-    if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is not installed")
+def test_load_tools_that_speak_http(command: list[str], server: Server, packages: dict[str, str]) -> None:
     server.started("--mode", "http")
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{server.port}/"],
         capture_output=True,
         text=True,
         timeout=60,
+        env=packages,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
