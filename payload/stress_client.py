@@ -145,7 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--reply-bytes", metavar="N", help="a reply has N bytes, for --expect any and regex")
     p.add_argument("--preset", choices=sorted(stress_talk.PRESETS), help="; ".join(_preset_lines()))
     p.add_argument("--seed", type=whole, metavar="N", help="of {rand:N}; equal seeds, equal messages (by chance)")
-    p.add_argument("--tls", action="store_true", help="speak TLS; the server's certificate is checked")
+    p.add_argument(
+        "--tls", action="store_true", help="speak TLS (so do all --tls-...); the certificate is checked"
+    )
     p.add_argument("--tls-insecure", action="store_true", help="speak TLS with whoever answers")
     p.add_argument("--tls-name", metavar="NAME", help="of the server in its certificate (HOST)")
     p.add_argument("--tls-ca", metavar="FILE", help="authorities to check against (the system's)")
@@ -161,7 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--close", choices=("rst", "fin", "hold"), default="rst", help=close)
     text = "this is client K (from 0) of N equal ones on this host (0/1)"
     p.add_argument("--slice", type=slice_of, default=(0, 1), metavar="K/N", help=text)
-    p.add_argument("--first-conn", type=int, metavar="N", help="number of the first connection (K x connections)")
+    p.add_argument(
+        "--first-conn", type=whole, metavar="N", help="number of the first connection (K x connections)"
+    )
     text = "the verdict is fail if so, such as 'p99_response_ms > 50'; may be given several times"
     p.add_argument("--fail-if", action="append", default=[], metavar="C", help=text)
     p.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
@@ -200,7 +204,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
             options.seed,
         )
         secure = None
-        if options.tls or options.tls_insecure or options.tls_ca:
+        if options.tls or options.tls_insecure or options.tls_ca or options.tls_name:
             name = options.tls_name or options.host
             secure = stress_tls.make_secure(name, options.tls_insecure, options.tls_ca)
     except MessageError as e:

@@ -72,6 +72,8 @@ def compile_expect(text: str, frame: str = "", option: str = "--expect", host: s
     if text == "any":
         return Expect(text, False, _nothing, framing or _whatever, _fine, LONGEST_REPLY, not framing, False)
     if colon and kind == "regex":
+        if not rest:
+            raise MessageError("{} is empty".format(option))  # it would match before anything has come
         try:
             pattern = re.compile(rest.encode("utf-8", "surrogateescape"), re.S)
         except (re.error, OverflowError, RecursionError) as e:

@@ -29,8 +29,8 @@ def resolve(host: str, port: int) -> Tuple[int, tuple]:
     """(address family, socket address) of the target. Raises FactsError when the name has no address."""
     try:
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-    except OSError as e:
-        raise FactsError("cannot resolve {}: {}".format(host, e.strerror or e))
+    except (OSError, UnicodeError) as e:  # UnicodeError: a name that DNS cannot have
+        raise FactsError("cannot resolve {}: {}".format(host, getattr(e, "strerror", None) or e))
     # A server bound to 0.0.0.0 is not reachable over ::1, which "localhost" may name first.
     found.sort(key=lambda row: row[0] != socket.AF_INET)
     return found[0][0], found[0][4]
@@ -52,14 +52,17 @@ def is_local_address(family: int, address: str) -> bool:
     """Whether a socket can be bound to `address` here."""
     probe = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        socket.inet_pton(family, address)  # bind would look names up
+    except OSError:
+        kind = "IPv4" if family == socket.AF_INET else "IPv6"
+        raise FactsError("{} is not an {} address, as the target's is".format(address, kind))
+    try:
         probe.bind((address, 0))
         return True
     except OSError as e:
         if e.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
             return False
         raise FactsError("cannot bind to {}: {}".format(address, os.strerror(e.errno or 0)))
-    except UnicodeError:
-        return False
     finally:
         probe.close()
 

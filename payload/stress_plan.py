@@ -267,10 +267,11 @@ def _refuse_ports(request: Request, facts: HostFacts, span: Range, usable: int, 
             fix = "widen the range with `inv tune` on this host, or " + fix
         else:
             fix += ", or {} after `inv tune` has widened the range".format(tuned)
+    allow = "allow" if " and " in who else "allows"
     sentence = (
-        "{:,} connections need as many source ports, but {} allows {:,}: {} is {}-{}, less {:,} reserved "
+        "{:,} connections need as many source ports, but {} {} {:,}: {} is {}-{}, less {:,} reserved "
         "and {:,} busy; {}."
-    ).format(request.connections, who, usable, origin, span[0], span[1], reserved, busy, fix)
+    ).format(request.connections, who, allow, usable, origin, span[0], span[1], reserved, busy, fix)
     return Refusal("source ports", usable, fix, sentence)
 
 

@@ -175,6 +175,9 @@ _CLOSING = (
     "the server closes connections",
     "see the server's log, its own connection limit and its nofile limit (`inv server-status`)",
 )
+_TLS = ("TLS handshake", "see the sample: --tls-ca, --tls-name, --tls-insecure, or {target} does not speak TLS")
+_AWAY = ("the target is out of reach", "look at the route to {target}, and at firewalls on the way and here")
+_NOT_TLS = ("wrong replies", "see the sample: what came from {target} is not the TLS that was agreed on")
 WALLS = {
     ("connect", "EMFILE"): _NOFILE,
     ("connect", "ENFILE"): ("open files of the client host", "raise fs.file-max with `inv tune`"),
@@ -198,12 +201,28 @@ WALLS = {
         "its program gives one message the reply of another: look for buffers that connections share",
     ),
     ("echo", "EBADMSG"): ("wrong replies", "see the sample: the server answers otherwise than was expected"),
-    ("tls", "EPROTO"): ("TLS handshake", "see the sample: --tls-ca, --tls-name, or --tls-insecure"),
+    ("tls", "EPROTO"): _TLS,
+    ("tls", "ECONNRESET"): _TLS,
+    ("tls", "ETIMEDOUT"): _TLS,
+    ("echo", "WORKER_DIED"): (
+        "a worker of a stress client died",
+        "see why it ended: what the client wrote to stderr, the kernel's log; then run again",
+    ),
+    ("connect", "ENETUNREACH"): _AWAY,
+    ("connect", "EHOSTUNREACH"): _AWAY,
+    ("connect", "EACCES"): _AWAY,
+    ("connect", "EPERM"): _AWAY,
+    ("echo", "EHOSTUNREACH"): _AWAY,
+    ("close", "EHOSTUNREACH"): _AWAY,
+    ("close", "ETIMEDOUT"): _AWAY,
     ("echo", "ECONNRESET"): _CLOSING,
     ("echo", "EPIPE"): _CLOSING,
     ("connect", "ECONNRESET"): _CLOSING,
     ("connect", "EPIPE"): _CLOSING,
     ("echo", "EOF"): _CLOSING,
+    ("echo", "EPROTO"): _NOT_TLS,
+    ("close", "EPROTO"): _NOT_TLS,
+    ("close", "EPIPE"): _CLOSING,
     ("close", "ECONNRESET"): _CLOSING,
     ("close", "EOF"): _CLOSING,
 }

@@ -121,9 +121,12 @@ class Supervisor:
             for other in self.children:
                 if other.pipe >= 0:
                     os.close(other.pipe)  # or its end of file would not come when the supervisor is gone
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for name in ("SIGINT", "SIGHUP"):  # the console sends them to all; the supervisor decides
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+            for name in (
+                "SIGINT",
+                "SIGTERM",
+                "SIGHUP",
+            ):  # a console, timeout(1), systemd send them to all processes
+                signal.signal(getattr(signal, name), signal.SIG_IGN)  # the supervisor decides
             gc.disable()  # the loop makes no cycles
             stress_worker.Worker(child.share, self.settings, child.slab, receive).run()
             status = 0
@@ -277,7 +280,7 @@ class Supervisor:
                 child.pipe = -1
                 if os.WIFSIGNALED(status):
                     child.died = "was killed by signal {}".format(os.WTERMSIG(status))
-                elif child.slab.counters()["state"] != slabs.DONE:
+                elif os.WEXITSTATUS(status) or child.slab.counters()["state"] != slabs.DONE:
                     child.died = "ended with status {}".format(os.WEXITSTATUS(status))
                 child.died_at = time.time()
 

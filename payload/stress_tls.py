@@ -26,7 +26,8 @@ class Secure(NamedTuple("Secure", [("context", ssl.SSLContext), ("name", str)]))
 
 def make_secure(name: str, insecure: bool, ca: Optional[str]) -> Secure:
     """TLS towards `name`; the certificate is checked against the system's authorities or those of `ca` (a file, or
-    its PEM text), unless `insecure`. Raises MessageError when they cannot be used."""
+    its PEM text), unless `insecure`. Raises MessageError when they cannot be used, or no server has such a name.
+    """
     text = ca if ca and ca.startswith("-----BEGIN") else None
     try:
         context = ssl.create_default_context(cafile=None if text else ca, cadata=text)
@@ -35,6 +36,10 @@ def make_secure(name: str, insecure: bool, ca: Optional[str]) -> Secure:
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (ValueError, ssl.SSLError) as e:  # UnicodeError among them
+        raise MessageError("--tls-name {}: not a server's name: {}".format(name, e))
     return Secure(context, name)
 
 
@@ -50,6 +55,9 @@ class Sockets:
         """Prepare TLS on a TCP connection; 0, EINPROGRESS while it is not connected, or why it failed (errno)."""
         plain = socket.socket(family, socket.SOCK_STREAM, 0, fd)
         try:
+            plain.setblocking(
+                False
+            )  # a new socket object takes its descriptor for a blocking one, and makes it that
             code = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 return code

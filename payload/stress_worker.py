@@ -160,10 +160,8 @@ class Worker:
             self._end()
             return
         self._begin(monotonic())
-        try:
-            self._loop()
-        finally:
-            self._end()
+        self._loop()
+        self._end()
 
     def _begin(self, now: float) -> None:
         settings, share = self.settings, self.share

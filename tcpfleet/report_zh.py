@@ -658,6 +658,7 @@ OUTSIDE = {
     "the server mixes up replies": "服务端张冠李戴，应答错位",
     "wrong replies": "应答内容不对",
     "TLS handshake": "TLS 握手",
+    "the target is out of reach": "目标不可达",
     "the server closes connections": "服务端关闭连接",
     # ---- walls: evidence; its parts are put together with semicolons
     "{count} of {of} connections were {host}'s: {sample}": "{of} 条连接中有 {count} 条属于 {host}：{sample}",
@@ -754,7 +755,18 @@ OUTSIDE = {
         "服务端程序把一条消息的应答给了另一条：检查是否有多条连接共用的缓冲区"
     ),
     "see the sample: the server answers otherwise than was expected": "见样例：服务端的应答与预期不同",
-    "see the sample: --tls-ca, --tls-name, or --tls-insecure": "见样例：--tls-ca、--tls-name 或 --tls-insecure",
+    "see the sample: --tls-ca, --tls-name, --tls-insecure, or {target} does not speak TLS": (
+        "见样例：--tls-ca、--tls-name、--tls-insecure，或 {target} 并不使用 TLS"
+    ),
+    "see the sample: what came from {target} is not the TLS that was agreed on": (
+        "见样例：{target} 发来的内容不是协商好的 TLS"
+    ),
+    "see why it ended: what the client wrote to stderr, the kernel's log; then run again": (
+        "请查明其退出原因：客户端写到 stderr 的内容、内核日志；然后重跑"
+    ),
+    "look at the route to {target}, and at firewalls on the way and here": (
+        "检查到 {target} 的路由，以及途中和本机的防火墙"
+    ),
     "see the server's log, its own connection limit and its nofile limit (`inv server-status`)": (
         "检查服务端的日志、它自身的连接上限与 nofile 限制（`inv server-status`）"
     ),

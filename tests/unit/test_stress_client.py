@@ -451,6 +451,13 @@ FAULTS = [
         {("echo", "ETIMEDOUT"): 40},
         "connected but no reply",
     ),
+    (
+        "never answers TLS",
+        lambda s, c, d: b"",
+        ["--tls-insecure", "--connect-timeout", 0.2, "--connections", 3],
+        {("tls", "ETIMEDOUT"): 3},
+        "TLS handshake",
+    ),
     ("replies twice", lambda s, c, d: d + d, [], {("echo", "EBADMSG"): 40}, "wrong replies"),
     (
         "closes the tenth",
@@ -588,7 +595,13 @@ BAD_USE = [
     (["127.0.0.1", "80", "--connections", "1", "--source", "127.0.0.1,127.0.0.1"], "twice"),
     (["127.0.0.1", "80", "--connections", "1", "--message", "{x}"], "{x}"),
     (["127.0.0.1", "80", "--connections", "1", "--conn", "1"], "--conn"),
+    (["127.0.0.1", "80", "--connections", "1", "--source", "::1"], "::1 is not an IPv4 address"),
+    (["127.0.0.1", "80", "--connections", "1", "--source", "localhost"], "localhost is not an IPv4 address"),
+    (["127.0.0.1", "80", "--connections", "1", "--expect", "regex:"], "--expect is empty"),
+    (["127.0.0.1", "80", "--connections", "1", "--first-conn", "9" * 20], "is not a whole number"),
+    (["127.0.0.1", "80", "--connections", "1", "--tls-name", ".."], "--tls-name ..: not a server's name"),
     (["no.such.host.invalid", "80", "--connections", "1"], "no.such.host.invalid"),
+    (["a" * 300, "80", "--connections", "1"], "cannot resolve aaa"),
 ]
 
 
@@ -780,7 +793,10 @@ def start():
 
     def begin(port, *options):
         process = subprocess.Popen(
-            command(port, *options, "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command(port, *options, "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         started.append(process)
         return process
@@ -794,10 +810,11 @@ def start():
 
 
 def test_sigterm_ends_gracefully_with_what_was_reached(serve, start):
+    """As timeout(1) and systemd send it: to the workers too."""
     server = serve()
     process = start(server.port, "--connections", 2000, "--rate", 400, "--hold", 30, "--workers", 2)
     wait_for(lambda: len(server.peers) >= 200 + 24)  # the probe's 8 among them, and what is still on its way
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     result = json.loads(process.communicate(timeout=10)[0])
     check_sums(result)
     assert process.returncode == 130
@@ -850,6 +867,18 @@ def test_a_killed_worker_s_share_is_failed_and_the_others_finish(serve, start):
     assert errors(result) == {("echo", "WORKER_DIED"): 100}
     assert f"(pid {victim}) was killed by signal 9" in result["errors"][0]["sample"]
     assert result["echoes"]["steady"] > 0
+
+
+def test_a_worker_that_fails_has_verified_nothing(serve):
+    """A bug of ours in the middle of a connect: whatever the worker had counted, its share has failed."""
+    bug = "import stress_worker, stress_client; stress_worker.Worker._first_write = None; stress_client.main()"
+    argv = [str(NEWEST), "-c", f"import sys; sys.path.insert(0, {str(CLIENT.parent)!r}); {bug}"]
+    argv += ["127.0.0.1", str(serve().port), "--connections", "5", "--hold", "0", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    result = json.loads(done.stdout)
+    check_sums(result)
+    assert errors(result) == {("echo", "WORKER_DIED"): 5} and "TypeError" in done.stderr
+    assert result["wall"]["name"] == "a worker of a stress client died"
 
 
 def test_workers_do_not_outlive_a_killed_client(serve, start):

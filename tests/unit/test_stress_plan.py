@@ -319,6 +319,8 @@ WALLS = [
     ("echo", "EBADMSG", "wrong replies"),
     ("echo", "CROSSED", "the server mixes up replies"),
     ("close", "EBADMSG", None),
+    ("tls", "ETIMEDOUT", "TLS handshake"),
+    ("connect", "ENETUNREACH", "the target is out of reach"),
     ("connect", "ECANCELED", None),
 ]
 
