@@ -114,6 +114,14 @@ def ramp_span(reports: Sequence[WorkerReport]) -> List[float]:
     return [min(begins) / 1e6, max(ends) / 1e6] if begins and ends else []
 
 
+def begun_per_second(reports: Sequence[WorkerReport]) -> float:
+    """How fast connects were begun where a rate was asked for: replies that are long in coming slow none down."""
+    begins = [r.counters["first_us"] for r in reports if r.counters["begun_us"]]
+    ends = [r.counters["begun_us"] for r in reports]
+    started = sum(r.counters["started"] for r in reports)
+    return per_second(started - 1, (max(ends) - min(begins)) / 1e6) if begins else 0.0
+
+
 def latencies(histograms: Dict[str, Histogram], steady: bool) -> Dict[str, Any]:
     """The "latency_ms" of run.json. Where messages were sent in the steady phase, service and response are
     theirs alone; else those of the first echoes. "first_echo" is always the ramp's."""

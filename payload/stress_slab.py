@@ -39,9 +39,10 @@ COUNTERS = (
     "drained",  # lost or failed only because the run was stopped
     "churned",  # connections begun in the steady phase, mode churn
     "churn_ok",  # of those, verified
+    "begun_us",  # monotonic time of the last connect, where a rate was asked for
 )
 STATE, STARTED, ESTABLISHED, BROKEN, FAILED, OPEN, SENT, ECHOED, MISMATCHED, LOST = range(10)
-FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, DRAINED, CHURNED, CHURN_OK = range(10, 20)
+FIRST_US, LAST_US, CPU_US, LAG_US, WINDOW, DROPS, SKIPPED, DRAINED, CHURNED, CHURN_OK, BEGUN_US = range(10, 21)
 WAITING, RAMPING, RAMPED, STEADY, CLOSING, DONE = range(6)  # values of STATE
 
 HISTOGRAMS = ("connect", "first", "service", "response")

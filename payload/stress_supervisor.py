@@ -403,7 +403,7 @@ class Supervisor:
             echoes = results.per_second(totals.echoed, seconds)
         passed = results.is_pass(totals)
         churn = results.churn(totals, self._hold_seconds) if self.settings.mode == "churn" else None
-        rates = {"ramp": connects}
+        rates = {"ramp": results.begun_per_second(reports)}
         if churn and self._hold_seconds > 0:
             rates["churn"] = churn["per_second"]
         target = "{}:{}".format(*self.settings.target[:2])

@@ -29,6 +29,7 @@ from stress_modes import MODES
 from stress_pace import TokenBucket, Window
 from stress_plan import WorkerShare, each_port
 from stress_slab import (
+    BEGUN_US,
     BROKEN,
     CHURN_OK,
     CPU_US,
@@ -311,6 +312,8 @@ class Worker:
                     wake = min(wake, self.bucket.next_time())
                 room = min(room, granted)
                 self.bucket.take(max(0, room))
+                if room > 0:
+                    self.counters[BEGUN_US] = int(now * 1000000)
             elif room > 0:
                 wake = now
             for _ in range(room):

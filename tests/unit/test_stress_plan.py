@@ -296,6 +296,13 @@ def test_a_dead_worker_s_share_is_failed_and_its_messages_are_lost():
     assert not stress_result.is_pass(totals)
 
 
+def test_the_asked_rate_is_judged_by_the_connects_whatever_the_replies_take():
+    slow = {"started": 51, "first_us": 1_000_000, "last_us": 9_000_000, "established": 51}
+    reports = [report(51, begun_us=2_000_000, **slow), report(50, begun_us=1_990_000, **slow | {"started": 50})]
+    assert stress_result.begun_per_second(reports) == 100.0
+    assert stress_result.begun_per_second([report(51, **slow)]) == 0.0  # none was asked for
+
+
 VERDICTS = [
     ({"established": 10, "sent": 10, "echoed": 10}, True),
     ({"established": 9, "failed": 1, "sent": 9, "echoed": 9}, False),
