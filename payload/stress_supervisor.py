@@ -26,7 +26,8 @@ from stress_slots import Slots
 from stress_worker import Settings
 
 TURN_SECONDS = 0.02
-WAITING_SECONDS = 0.05  # a turn while no worker is to be led
+HOLD_SECONDS = 0.05
+WAITING_SECONDS = 0.2  # of clients on one host most wait at any time, for their turn or for the others
 STATUS_SECONDS = 0.5
 STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
@@ -234,7 +235,8 @@ class Supervisor:
 
     def _turn(self, until: Optional[float] = None) -> None:
         now = time.monotonic()
-        turn = TURN_SECONDS if self._leading else WAITING_SECONDS
+        waiting = not self._leading and self.state in ("ready", "ramp", "ramped")
+        turn = WAITING_SECONDS if waiting else TURN_SECONDS if self._leading else HOLD_SECONDS
         pause = turn if until is None else max(0.0, min(turn, until - now))
         time.sleep(pause)
         while self._signals:
@@ -343,26 +345,26 @@ class Supervisor:
         totals = results.add_up(reports)
         self.peak = max(self.peak, totals.open)
         rates = {"connects_per_second": 0.0, "echoes_per_second": 0.0}
-        connect, service, response = Histogram(), Histogram(), Histogram()
+        since = {}  # type: Dict[str, Histogram]
         before = self._before
         if before is not None and totals == before[1]:
             # Nothing to add up: of many clients on a host most wait at any time, and histograms take milliseconds.
             self._before = (now, *before[1:])
         else:
             histograms = self._histograms()
-            connect = histograms["connect"]
-            service = Histogram.merged([histograms["first"], histograms["service"]])
-            response = Histogram.merged([histograms["first"], histograms["response"]])
-            self._before = (now, totals, connect, service, response)
+            current = {"connect": histograms["connect"]}
+            for name in ("service", "response"):
+                current[name] = Histogram.merged([histograms["first"], histograms[name]])
+            self._before = (now, totals, current)
+            since = current
             if before is not None:
                 span = now - before[0]
                 rates["connects_per_second"] = results.per_second(totals.established - before[1].established, span)
                 rates["echoes_per_second"] = results.per_second(totals.echoed - before[1].echoed, span)
-                connect, service = connect.differences(before[2]), service.differences(before[3])
-                response = response.differences(before[4])
-        if self.state not in ("ready", "failed"):
-            self.latencies.add(now - self._began, {"connect": connect, "response": response})
-        p99 = {n: h.percentile(99) for n, h in (("connect", connect), ("service", service))}
+                since = {name: current[name].differences(before[2][name]) for name in current}
+        if since and self.state not in ("ready", "failed"):
+            self.latencies.add(now - self._began, {name: since[name] for name in ("connect", "response")})
+        p99 = {name: since[name].percentile(99) if since else None for name in ("connect", "service")}
         return {
             "state": self.state,
             "pid": os.getpid(),

@@ -81,6 +81,10 @@ def find_limit(
     """
     if grow not in GROWS:
         raise BadInput(f"--grow {grow!r} is not one of {', '.join(GROWS)}")
+    if grow == "connections" and per_client:
+        raise BadInput("--per-client is what --grow connections looks for: leave it out, or say --grow rate")
+    if grow == "rate" and client_options.get("rate"):
+        raise BadInput("--rate is what --grow rate looks for: leave it out, or say --grow connections")
     start, most, precision = sizes
     search = Search(
         number("--start", start or "1000", 1, 10**8),

@@ -66,6 +66,14 @@ def stress(
     how = how or How()
     if how.form and how.form not in FORMS:
         raise BadInput(f"--progress {how.form!r} is not one of {', '.join(FORMS)}")
+    typed: dict[str, object] = {
+        "hosts": options.hosts,
+        "clients": clients,
+        "per-client": per_client,
+        "target": target,
+    }
+    typed = {**typed, "allow-target": allow_target, "fail-if": how.fail_if, **client_options}
+    refuse_beside(how, [f"--{name}" for name, value in typed.items() if value])
     if how.attach:
         return attach(options, how)
     if how.repeat:
@@ -96,6 +104,20 @@ def stress(
     return said(options, run, record)
 
 
+def refuse_beside(how: How, typed: Sequence[str]) -> None:
+    """What would be passed over in silence.
+
+    :param typed: options that describe a load.
+    :raises BadInput: there are some beside a run that is described already, or two ways to go about it.
+    """
+    ways = {"--attach": how.attach, "--repeat": how.repeat, "--plan": how.plan, "--detach": how.detach}
+    taken = [name for name, value in ways.items() if value]
+    if len(taken) > 1 and (how.attach or (how.plan and how.detach)):
+        raise BadInput(f"{' and '.join(taken)} do not go together")
+    if typed and (how.attach or how.repeat):
+        raise BadInput(f"{taken[0]} takes the run as it was planned, so {typed[0]} does not go with it")
+
+
 def planned(
     options: Options,
     clients: str,
@@ -115,7 +137,7 @@ def planned(
         raise BadInput(str(error)) from None
     hosts = options.select("clients")
     count = number("--clients", clients or len(hosts), 1, MOST_CLIENTS)
-    each = number("--per-client", per_client, 1, 10**7)
+    each = number("--per-client", per_client or "1000", 1, 10**7)
     where = resolve_targets(options.inventory, target, hosts, allow_outside=allow_target)
     typed = {"--clients": str(count), "--per-client": str(each), "--hosts": options.hosts, "--target": target}
     client_options = dict(client_options) | {"seed": client_options.get("seed") or str(secrets.randbits(32))}

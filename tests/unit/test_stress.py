@@ -253,3 +253,24 @@ def test_a_refused_plan_is_kept_and_is_not_the_latest_run(tmp_path: Path, monkey
     report.write_reports(folder)
     with pytest.raises(BadInput, match="was refused, nothing was started"):
         stress_tasks.attach(Options({}), stress_tasks.How(attach=run.run_id))
+
+
+@pytest.mark.parametrize(
+    ("how", "typed", "words"),
+    [
+        (
+            {"repeat": "latest"},
+            {"client_options": {"hold": "5"}},
+            "--repeat takes the run as it was planned, so --hold",
+        ),
+        ({"repeat": "latest"}, {"per_client": "5"}, "so --per-client does not go with it"),
+        ({"attach": "latest"}, {"client_options": {"tls": True}}, "--attach .* so --tls does not go with it"),
+        ({"attach": "latest", "fail_if": ["failed > 3"]}, {}, "so --fail-if does not go with it"),
+        ({"attach": "latest", "detach": True}, {}, "--attach and --detach do not go together"),
+        ({"plan": True, "detach": True}, {}, "--plan and --detach do not go together"),
+    ],
+)
+def test_what_would_be_passed_over_in_silence_is_bad_use(how: dict, typed: dict, words: str) -> None:
+    given = {"clients": "", "per_client": "", "target": "", "allow_target": False, "client_options": {}} | typed
+    with pytest.raises(BadInput, match=words):
+        stress_tasks.stress(Options({}), how=stress_tasks.How(**how), **given)
