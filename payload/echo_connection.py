@@ -39,6 +39,10 @@ class Busy:
         """Return how many bytes are held for the connection."""
         return len(self.unsent) + len(self.rest)
 
+    def is_idle(self) -> bool:
+        """Return whether nothing is owed in either direction."""
+        return self.ending == OPEN and not (self.skip or self.size())
+
     def pack(self) -> bytes:
         """Return what another process needs to go on with the connection."""
         head = _HEAD.pack(self.ending, self.skip, len(self.rest), len(self.unsent))

@@ -139,6 +139,8 @@ class Connections:
 
     def resume(self, fd: int, busy: Busy, wait: bool = False) -> None:
         """Go on with a connection that was not idle in another process, or in this one before a reload."""
+        if busy.is_idle() and not wait:  # it only waited because memory was tight there
+            return
         self.keep(fd, busy, wait)
         if busy.ending == LINGER and not busy.unsent:
             self._lingering[fd] = time.monotonic() + LINGER_SECONDS

@@ -19,7 +19,7 @@ from daemon import replace_file
 from echo_plan import MAX_WORKERS
 
 # Errors of connections and of accept that have a column of their own; all others count as OTHER.
-ERRNOS = ("ECONNRESET", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
+ERRNOS = ("ECONNRESET", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")
 OTHER = "OTHER"
 COLUMNS = (
     "pid",  # 0: no worker in this slot

@@ -7,7 +7,6 @@ ends.
 
 import array
 import errno
-import os
 import select
 import socket
 from typing import Optional, Tuple
@@ -66,6 +65,5 @@ def receive(receiver: socket.socket) -> Optional[Tuple[int, Optional[Busy]]]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors = array.array("i")
             descriptors.frombytes(content[:size])
-            os.set_blocking(descriptors[0], False)
             return descriptors[0], None if data == _IDLE else Busy.unpack(data)
     raise OSError(errno.EMFILE, "no descriptor was free for a connection from another worker")

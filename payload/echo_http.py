@@ -42,8 +42,8 @@ _HEAD = re.compile(
 # What the beginning of a head can look like; anything else need not be waited for.
 _BEGUN = re.compile(
     rb"(?:\r|" + _TOKEN + rb"(?: (?:[!-~\x80-\xff]+(?: (?:H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[01](?:\r"
-    rb"(?:\n[^\0]*)?)?)?)?)?)?)?)?)?)?)?)?)?)?\Z",
-    re.DOTALL,
+    rb"(?:\n(?:" + _TOKEN + rb":[^\r\n\0]*\r\n)*(?:\r|" + _TOKEN + rb"(?::[^\r\n\0]*\r?)?)?)?"
+    rb")?)?)?)?)?)?)?)?)?)?)?)?)?\Z"
 )
 _FIELD = re.compile(rb"^(content-length|transfer-encoding|connection|expect):[ \t]*(.*?)[ \t]*\r$", re.I | re.M)
 _CONTENT = b"Content-Type: text/plain\r\nContent-Length: %d\r\n" % len(BODY)
@@ -115,7 +115,7 @@ def _fields(head: Any) -> Tuple[int, bool, bytes, bool]:
     for name, value in _FIELD.findall(fields) if fields else ():
         name = name.lower()
         if name == b"content-length":
-            lengths.update(one.strip() for one in value.split(b","))
+            lengths.update(one.strip(b" \t") for one in value.split(b","))
         elif name == b"transfer-encoding":
             return 0, False, b"501 Not Implemented", False
         elif name == b"connection":

@@ -21,13 +21,13 @@ def find(text: str) -> Optional[Identity]:
     if not user:  # such as an empty variable in a script: root by default is not what was meant
         raise DaemonError("%r names no user" % text)
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
     except KeyError:
         raise DaemonError("there is no user %s" % user)
     gid = entry.pw_gid
     if colon:
         try:
-            gid = (grp.getgrgid(int(group)) if group.isdigit() else grp.getgrnam(group)).gr_gid
+            gid = (grp.getgrgid(int(group)) if group.isdecimal() else grp.getgrnam(group)).gr_gid
         except KeyError:
             raise DaemonError("there is no group %s" % group)
     if (os.geteuid(), os.getegid()) == (entry.pw_uid, gid):

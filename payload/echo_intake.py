@@ -30,7 +30,11 @@ FULL_LOG_SECONDS = 10  # at most one line about a pause in this time
 NUDGE = signal.SIGURG
 
 _EXCLUSIVELY = select.EPOLLIN | select.EPOLLEXCLUSIVE  # one connection wakes one worker, not all of them
-_STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# accept(2): what has happened to one connection. Any other error is one of the listener or of a resource.
+_PASSING = (errno.ECONNABORTED, errno.EPERM, errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN)
+_PASSING += (errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH)
+
+_WATCHES = "no more descriptors in epoll, see fs.epoll.max_user_watches"
 
 
 class Intake:
@@ -58,7 +62,9 @@ class Intake:
 
     def open(self) -> None:
         """Begin to accept, unless the worker is full already."""
-        if self._connections.count < self._columns["limit"][self._slot]:
+        full = self._connections.count >= self._columns["limit"][self._slot]
+        self._columns["full"][self._slot] = 1 if full else 0  # what it was before a reload, in a pause perhaps
+        if not full:
             self._listen()
 
     def close(self) -> None:
@@ -76,16 +82,24 @@ class Intake:
 
     def _listen(self) -> None:
         """Wait for new connections, as the last in the kernel's queue of waiting workers."""
-        if not self.listening and not self._closed:
-            self._epoll.register(self._listener, _EXCLUSIVELY)
-            self._epoll.register(self.handover, _EXCLUSIVELY)
-            self.listening = True
+        if self.listening or self._closed:
+            return
+        self.listening = True
+        try:
+            for one in (self._listener, self.handover):
+                self._epoll.register(one, _EXCLUSIVELY)
+        except OSError as e:
+            self._starve(e)
 
     def _unlisten(self) -> None:
-        if self.listening:
-            self._epoll.unregister(self._listener)
-            self._epoll.unregister(self.handover)
-            self.listening = False
+        if not self.listening:
+            return
+        self.listening = False
+        for one in (self._listener, self.handover):
+            try:
+                self._epoll.unregister(one)
+            except FileNotFoundError:
+                pass  # there was no room for it, see _listen
 
     def rejoin(self) -> None:
         """End a pause: a connection has ended, more are allowed, or the time is over."""
@@ -137,35 +151,43 @@ class Intake:
         if self._connections.count >= limit:
             self._become_full()
         elif not alone and self.listening and self._connections.count >= self._stint_end:
-            self._epoll.unregister(self._listener)
-            self._epoll.register(self._listener, _EXCLUSIVELY)
+            self._unlisten()
+            self._listen()
         if not drained and not self.listening:
             self._nudge_another()
 
     def _accept(self, quota: int) -> bool:
         """Accept up to `quota` connections; return whether no more are waiting."""
-        accept, register, set_blocking = self._listener._accept, self._epoll.register, os.set_blocking  # type: ignore
+        accept, admit = self._listener._accept, self._admit  # type: ignore
         gain = self._connections.gain
         drained, accepted = False, 0
         while accepted < quota:
             try:
                 fd, _ = accept()  # socket.accept() without the socket object
+                admit(fd)
             except BlockingIOError:
                 drained = True
                 break
             except OSError as e:
-                if e.errno in _STARVED:
-                    self._starve(e)
-                    break
-                continue  # ECONNABORTED and the network errors of accept(2): that connection is gone
-            set_blocking(fd, False)
-            register(fd, select.EPOLLIN)
+                if e.errno in _PASSING:
+                    continue
+                self._starve(e)
+                break
             gain(fd)
             accepted += 1
         if accepted:
             self._connections.add(accepted)
             self._columns["accepted"][self._slot] += accepted
         return drained
+
+    def _admit(self, fd: int) -> None:
+        """Have epoll report what comes on a new connection; where it cannot, close that and raise OSError."""
+        os.set_blocking(fd, False)
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError as e:
+            os.close(fd)
+            raise OSError(e.errno, _WATCHES if e.errno == errno.ENOSPC else e.strerror)
 
     def _look_around(self, count: int) -> None:
         """Work out how far this worker, with `count` connections, may go: up to which number it is no further
@@ -188,7 +210,7 @@ class Intake:
             self._log_pause("all %d places are taken: new connections wait until others end" % places)
 
     def _starve(self, e: OSError) -> None:
-        """accept() lacks a resource: try again after a pause or when a connection ends, never in a spin."""
+        """Accepting lacks a resource: try again after a pause or when a connection ends, never in a spin."""
         self._unlisten()
         self.rejoin_at = time.monotonic() + STARVED_SECONDS
         self._plan_time()
@@ -226,11 +248,17 @@ class Intake:
         """Take up to `most` of the connections that are on their way."""
         taken = 0
         while taken < most:
-            found = echo_handover.receive(self.handover)
-            if found is None:
+            try:
+                found = echo_handover.receive(self.handover)
+                if found is None:
+                    break
+                fd, busy = found
+                self._admit(fd)
+            except OSError as e:
+                self._columns["errors"][self._slot] += 1
+                self._columns[errno_column(e.errno or 0)][self._slot] += 1
+                log("a connection from another worker is lost: %s" % e.strerror)
                 break
-            fd, busy = found
-            self._epoll.register(fd, select.EPOLLIN)
             self._connections.gain(fd)
             taken += 1
             if busy is not None:

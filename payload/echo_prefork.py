@@ -116,5 +116,7 @@ class Workers:
 def _how(status: int) -> str:
     """Describe a wait status in words."""
     if os.WIFSIGNALED(status):
-        return "killed by " + signal.Signals(os.WTERMSIG(status)).name
+        number = os.WTERMSIG(status)
+        # Most real-time signals have no name in `signal`.
+        return "killed by " + next((s.name for s in signal.Signals if s == number), "signal %d" % number)
     return "exit status %d" % os.WEXITSTATUS(status)

@@ -19,7 +19,7 @@ from echo_plan import PROBE_OPTION
 
 # Raise this when WorkerSetup, a saved state or the counters' columns change their meaning: running
 # processes then refuse the reload instead of handing the new code something it cannot read.
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 PROBE_SECONDS = 10.0
 PROBE_SAYS = 500  # characters of an error: it is written into the status, which has its bounds
 
@@ -42,8 +42,8 @@ def probe(program: List[str], identity: Optional[Identity] = None) -> Optional[s
             stderr=subprocess.PIPE,
             preexec_fn=(lambda: become(identity)) if identity is not None else None,
         )
-    except OSError as e:
-        return "cannot run %s: %s" % (" ".join(program), e.strerror)
+    except (OSError, subprocess.SubprocessError) as e:  # the latter: it cannot become that user
+        return "cannot run %s: %s" % (" ".join(program), getattr(e, "strerror", None) or e)
     try:
         errors = process.communicate(timeout=PROBE_SECONDS)[1].decode("utf-8", "replace").strip()
     except subprocess.TimeoutExpired:
@@ -63,31 +63,25 @@ def answer_probe(state_format: str) -> int:
     return 0
 
 
-def exec_in_place(program: List[str], option: str, state: Dict[str, Any], drop: Iterable[int]) -> None:
+def exec_in_place(program: List[str], option: str, state: Dict[str, Any], keep: Iterable[int]) -> None:
     """Replace this process's code by `program`, called with `option FD`; FD holds `state` (JSON).
 
-    All descriptors but those in `drop` stay open. All signals are blocked across it, since their handlers
-    are lost: the new code unblocks them once it has its own. Returns only by raising OSError, with the
-    signals as they were.
+    The descriptors in `keep` stay open, and stdio. All signals are blocked across it, since their handlers
+    are lost: the new code unblocks them once it has its own. `state` is written after that, so that a list in it
+    to which handlers add is complete. Returns only by raising OSError, with the signals as they were.
     """
-    with tempfile.TemporaryFile() as f:
-        f.write(json.dumps(state).encode())
-        f.flush()
-        os.lseek(f.fileno(), 0, os.SEEK_SET)
-        every = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, every)
-        try:
-            dropped = set(drop)
-            for name in os.listdir("/proc/self/fd"):
-                fd = int(name)
-                if fd > 2 and fd not in dropped:
-                    try:
-                        os.set_inheritable(fd, True)
-                    except OSError:
-                        pass  # the listing's own descriptor
+    every = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, every)
+    try:
+        with tempfile.TemporaryFile() as f:
+            f.write(json.dumps(state).encode())
+            f.flush()
+            os.lseek(f.fileno(), 0, os.SEEK_SET)
+            for fd in (*keep, f.fileno()):
+                os.set_inheritable(fd, True)
             os.execv(program[0], [*program, option, str(f.fileno())])  # noqa: S606 - no shell is wanted
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def read_state(fd: int) -> Dict[str, Any]:

@@ -140,7 +140,7 @@ def stop(pid_file: str) -> int:
     except OSError as e:
         raise DaemonError("cannot stop pid %d: %s" % (pid, e.strerror))
     deadline = time.monotonic() + STOP_SECONDS
-    while process_start_time(pid) == born:
+    while born is not None and process_start_time(pid) == born:
         if time.monotonic() > deadline:
             raise DaemonError("pid %d did not stop within %g s" % (pid, STOP_SECONDS))
         time.sleep(0.01)

@@ -101,11 +101,25 @@ class Supervisor:
         poll = select.poll()
         poll.register(self.listener.fileno(), select.POLLIN)
         if poll.poll(0):
+            if not self.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                self._listen_again()
             columns = self.counters.columns
             for pid, slot in self._workers.pids.items():
                 # Only one that has booted: before that it has no handler, and needs no waking.
                 if columns["pid"][slot] == pid and not columns["full"][slot] and slot not in self._workers.leaving:
                     nudge(pid)
+
+    def _listen_again(self) -> None:
+        """The listener was ended from outside, as `ss -K` does; it still has its port."""
+        try:
+            self.listener.listen(echo_port.backlog())
+            # Shut by that, it would hand this on to each new connection. Disconnecting a listener clears it.
+            self.listener.shutdown(socket.SHUT_RD)
+            self.listener.listen(echo_port.backlog())
+        except OSError as e:
+            log("the listener was ended from outside, and cannot listen again: %s" % e.strerror)
+        else:
+            log("the listener was ended from outside: it listens again")
 
     def _end(self, pid_file: Optional[PidFile]) -> None:
         self._workers.kill()
@@ -243,9 +257,7 @@ class Supervisor:
             log("reloading")
             echo_notify.reloading()
             try:
-                exec_in_place(
-                    self.program, RESUME_SUPERVISOR_OPTION, self._state(), (self._wake_in, self._wake_out)
-                )
+                exec_in_place(self.program, RESUME_SUPERVISOR_OPTION, self._state(), self._lasting())
             except OSError as e:
                 error = "cannot run the new code: %s" % e.strerror
         log("not reloaded: %s" % error)
@@ -315,8 +327,9 @@ class Supervisor:
 
     def _give_log_to_workers(self) -> None:
         """Let the user that the workers run as reopen the log; it was created by ours."""
-        # Only a file of its own: /dev/null stays root's.
-        if self._identity is not None and stat.S_ISREG(os.fstat(2).st_mode):
+        # Only a file of its own: /dev/null stays root's, and so does a file that has a second name somewhere.
+        log_is = os.fstat(2)
+        if self._identity is not None and stat.S_ISREG(log_is.st_mode) and log_is.st_nlink == 1:
             try:
                 os.fchown(2, self._identity.uid, self._identity.gid)
             except OSError as e:
@@ -356,12 +369,18 @@ class Supervisor:
 
     # -- reload ------------------------------------------------------------------------------------------
 
+    def _lasting(self) -> List[int]:
+        """Return the descriptors that the next image of this process goes on with."""
+        pipes = [self._lifeline_in, self._lifeline_out, self._ready_in, self._ready_out]
+        return [self.listener.fileno(), self.counters.fd, *pipes, self._handover_in, self._handover_out]
+
     def _state(self) -> Dict[str, Any]:
-        """Return what the next image of this process needs to carry on; descriptors stay open across exec."""
+        """Return what the next image of this process needs to carry on."""
         return {
             "options": self.options._asdict(),
             "started": self.started,
             "reload": self._reloads,
+            "queue": self._queue,  # what was asked meanwhile
             "plan": self.plan._asdict(),
             "nofile": self.nofile,
             "listener": self.listener.fileno(),
@@ -385,6 +404,7 @@ class Supervisor:
         self._workers.restore(state)
         self._identity = None if self.options.user is None else echo_identity.find(self.options.user)
         self.started, self._reloads = state["started"], state["reload"]
+        self._queue.extend(state["queue"])
         self._catch_signals()
         self._queue.append("CHLD")  # a worker may have died while nobody listened for it
 

@@ -49,7 +49,7 @@ class Worker:
         self._setup = setup
         self._counters = Counters(setup.counters)
         self._columns = self._counters.columns
-        self._signals = []  # type: List[int]
+        self._signals = [] if state is None else state["signals"]  # type: List[int]
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
@@ -101,10 +101,11 @@ class Worker:
             self._begin_to_leave()
         else:
             self._intake.open()
+        self._signalled()  # what came while the former image was about to reload
         os.write(self._setup.ready, b"r")
         while not self._stopping:
             self._serve()
-            if self._reloading:
+            if self._reloading and not self._stopping:
                 self._reload()
         self._drain()
         return 0
@@ -204,7 +205,7 @@ class Worker:
         log("the supervisor is gone: ending")
         os._exit(1)
 
-    def _signalled(self, event: int) -> None:
+    def _signalled(self, event: int = 0) -> None:
         try:
             os.read(self._wake_in, 4096)
         except BlockingIOError:
@@ -234,11 +235,16 @@ class Worker:
             "epoll": self._epoll.fileno(),
             "listening": self._intake.listening,
             "leaving": self._leaving,
+            "signals": self._signals,
             "held": connections.all(),
             "busy": {str(fd): [busy.pack().hex(), busy.waits] for fd, busy in connections.busy.items()},
         }
+        setup = self._setup
+        keep = [setup.listener, setup.lifeline, setup.ready, setup.handover_in, setup.handover_out, setup.counters]
         try:
-            exec_in_place(self._setup.program, RESUME_WORKER_OPTION, state, (self._wake_in, self._wake_out))
+            exec_in_place(
+                setup.program, RESUME_WORKER_OPTION, state, [*keep, self._epoll.fileno(), *state["held"]]
+            )
         except OSError as e:
             log("cannot reload: %s" % e.strerror)
             self._epoll.register(self._wake_in, select.EPOLLIN)

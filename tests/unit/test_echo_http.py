@@ -53,11 +53,14 @@ def post(body: bytes, length: object = None) -> bytes:
         (b"GET / HTTP/2", [400], 0, b"", 0, LINGER),
         (b"GET / HTTP/1.1\nHost: x\n\n", [400], 0, b"", 0, LINGER),
         (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", [400], 0, b"", 0, LINGER),
+        (b"GET / HTTP/1.1\r\nHost: x\n\n", [400], 0, b"", 0, LINGER),  # it would wait for a better end for ever
+        (b"GET / HTTP/1.1\r\nHost : x\r\n", [400], 0, b"", 0, LINGER),
         (b"GET / HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", [400], 0, b"", 0, LINGER),
         (b"GET / HTTP/1.1\r\nA: \0\r\n\r\n", [400], 0, b"", 0, LINGER),
         (GET + b"nonsense\r\n\r\n" + GET, [200, 400], 1, b"", 0, LINGER),
         (post(b"abc", -1), [400], 0, b"", 0, LINGER),
         (post(b"abc", "3, 4"), [400], 0, b"", 0, LINGER),
+        (post(b"abc", "3\x0b"), [400], 0, b"", 0, LINGER),
         (post(b"abc", "\u0663"), [400], 0, b"", 0, LINGER),
         (post(b"abc", "9" * 16), [413], 0, b"", 0, LINGER),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [501], 0, b"", 0, LINGER),
@@ -71,6 +74,12 @@ def test_answers(data: bytes, statuses: list[int], requests: int, rest: bytes, s
     assert [int(line.rpartition(b"HTTP/1.1 ")[2][:3]) for line in lines] == statuses
     assert (found.requests, found.rest, found.skip, found.ending) == (requests, rest, skip, ending)
     assert found.bad == bool(statuses and statuses[-1] >= 400)
+
+
+def test_every_beginning_of_a_request_is_waited_for() -> None:
+    request = b"POST /x HTTP/1.1\r\nHost: x\r\nempty:\r\nContent-Length: 0\r\n\r\n"
+    for size in range(len(request)):
+        assert answers(request[:size])[:3] == (b"", 0, request[:size])
 
 
 def test_the_answer_itself() -> None:

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import daemon
+import echo_identity
 import echo_plan
 import echo_port
+import echo_reload
+import echo_server
 import pytest
 
 from tests.unit.interpreters import INTERPRETERS
@@ -301,6 +304,7 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
         (["--max-connections", "many"], "'many' is not a number"),
         (["--user", "nosuch"], "there is no user nosuch"),
         (["--user", ""], "'' names no user"),
+        (["--user", "\u00b2"], "there is no user \u00b2"),
         (["--user", "root:nosuch"], "there is no group nosuch"),
         (["--idle-timeout", "0.5"], "is not a number of seconds"),
         (["--idle-timeout", "nan"], "is not a number of seconds"),
@@ -607,6 +611,43 @@ def test_a_killed_worker_loses_only_its_own(server: Server) -> None:
     assert "(killed by SIGKILL)" in server.log()
 
 
+def test_a_signal_without_a_name_ends_a_worker_and_not_the_server(server: Server) -> None:
+    server.started("--workers", "1")
+    os.kill(server.status()["workers"][0]["pid"], signal.SIGRTMIN + 1)
+    wait_until(lambda: f"(killed by signal {signal.SIGRTMIN + 1})" in server.log())
+    wait_until(lambda: len(server.processes()) == 2)
+    server.connect()
+
+
+def test_a_listener_that_is_ended_from_outside_is_opened_again(server: Server) -> None:
+    """`ss -K` on the port meant for connections: workers asked accept() for ever, and nobody listened any more."""
+    server.started("--workers", "2")
+    subprocess.run(["ss", "-K", "-ltn", f"sport = :{server.port}"], check=True, capture_output=True)
+    try:
+        wait_until(lambda: "the listener was ended from outside" in server.log(), 3)
+    except AssertionError:
+        if (
+            os.geteuid() == 0
+            and subprocess.run(["ss", "-ltnH", f"sport = :{server.port}"], capture_output=True).stdout
+        ):
+            pytest.skip("this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY)")
+        raise
+    wait_until(lambda: all(not w["full"] for w in server.status()["workers"]))
+    server.connect()
+
+
+def test_a_process_that_ends_before_it_is_told_to_stop_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was waited for for 20 s and then called one that did not stop."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(daemon.PidFile, "read", staticmethod(lambda path: gone.pid))
+    monkeypatch.setattr(echo_server, "STOP_SECONDS", 0.1)
+    assert echo_server.stop("/nowhere") == 0
+    assert capsys.readouterr().out == f"stopped pid {gone.pid}\n"
+
+
 def test_a_worker_that_dies_again_and_again_is_backed_off(server: Server) -> None:
     server.started("--workers", "1")
     for n in range(3):
@@ -849,6 +890,17 @@ def test_a_log_that_is_no_file_keeps_its_owner(server: Server) -> None:
     assert device.stat().st_uid == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_log_with_a_second_name_keeps_its_owner(server: Server) -> None:
+    """Whoever may write in the log's folder could have root give him any file of the same file system."""
+    other = server.directory / "shadow"
+    other.touch(0o600)
+    server.log_file.hardlink_to(other)
+    server.started("--user", "nobody", "--workers", "1")
+    server.connect()
+    assert other.stat().st_uid == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root has no limit of processes, and only root can become another")
 def test_too_few_processes_for_all_workers_is_a_sentence(server: Server) -> None:
     def someone() -> None:
@@ -1003,6 +1055,43 @@ def test_reload_of_broken_code_keeps_the_old(server: Server) -> None:
     assert after["reload"]["attempts"] == 1 and "half an upload" in after["reload"]["error"]
     assert server.command("reload").returncode == 0
     exchange(client)
+
+
+def test_reloads_leave_no_descriptor(server: Server) -> None:
+    """Each left one more behind, in every process: after twenty a worker could not hold its last connections."""
+    server.started("--workers", "2")
+    server.connect()
+
+    def descriptors() -> dict[int, int]:
+        return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in server.processes()}
+
+    assert server.command("reload").returncode == 0
+    before = descriptors()
+    for _ in range(2):
+        assert server.command("reload").returncode == 0
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("whom", ["supervisor", "worker"])
+def test_a_stop_that_comes_with_a_reload_is_not_forgotten(whom: str, server: Server) -> None:
+    server.started("--workers", "1")
+    state = server.status()
+    pid = state["pid"] if whom == "supervisor" else state["workers"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+        os.kill(pid, number)
+    if whom == "supervisor":
+        wait_until(lambda: not server.processes())
+        assert server.log().endswith("] stopped\n")
+    else:
+        wait_until(lambda: "worker 0 ended (exit status 0)" in server.log())
+
+
+def test_a_probe_that_cannot_become_the_user_refuses_the_reload() -> None:
+    """It ended the supervisor."""
+    nobody = echo_identity.Identity("nobody", -2, -2)
+    assert "cannot run" in (echo_reload.probe([str(NEWEST), "-c", ""], nobody) or "")
 
 
 def test_nothing_of_the_server_stays_in_the_table_of_processes(server: Server) -> None:
