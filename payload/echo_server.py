@@ -3,6 +3,7 @@
 
     echo_server.py run    --bind 0.0.0.0 --port 1883 [--workers auto|N] [--mode echo|http] [--max-connections N]
     echo_server.py start  --pid-file F --log-file F [the same]    returns once it accepts, or fails
+    echo_server.py check  [the same]                              whether one could be started; starts none
     echo_server.py status --pid-file F                            JSON; exit 3 if it is not running
     echo_server.py reload --pid-file F                            new code, no connection lost
     echo_server.py stop   --pid-file F
@@ -96,6 +97,21 @@ def start(options: Options) -> int:
     warning = echo_logind.warning()
     if warning:
         print("warning: %s" % warning)
+    return 0
+
+
+def check(options: Options) -> int:
+    """Return 0 if a server could listen with these options, as that user.
+
+    Raises DaemonError where there is no such user or the address is not to be had.
+    """
+    import echo_identity
+    import echo_port
+
+    if options.user is not None:
+        echo_identity.find(options.user)
+    echo_port.listen(options.bind, options.port).close()
+    print("a server can be started with these options")
     return 0
 
 
@@ -195,9 +211,10 @@ def _workers(text: str) -> Optional[int]:
 
 def _arguments(argv: List[str]) -> argparse.Namespace:
     parser = _Parser(prog="echo_server.py", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", metavar="run|start|status|reload|stop")
-    for name in ("run", "start"):
-        p = commands.add_parser(name, help="serve in the foreground" if name == "run" else "start the daemon")
+    commands = parser.add_subparsers(dest="command", metavar="run|start|check|status|reload|stop")
+    helps = {"run": "serve in the foreground", "start": "start the daemon", "check": "try the options"}
+    for name in helps:
+        p = commands.add_parser(name, help=helps[name])
         p.add_argument("--bind", default=ANYWHERE, metavar="ADDRESS", help="default 0.0.0.0; :: is all")
         p.add_argument("--port", type=_number(0, 65535), default=1883, help="default 1883; 0: any free one")
         p.add_argument("--workers", type=_workers, default=None, metavar="auto|N", help="default auto")
@@ -236,7 +253,7 @@ def _arguments(argv: List[str]) -> argparse.Namespace:
         p.add_argument("--pid-file", required=True, metavar="F")
     arguments = parser.parse_args(argv)
     if arguments.command is None:
-        parser.error("say what to do: run, start, status, reload or stop")
+        parser.error("say what to do: run, start, check, status, reload or stop")
     return arguments
 
 
@@ -295,7 +312,7 @@ def main(argv: List[str]) -> int:
         )
         if options.pid_file and options.pid_file == options.log_file:
             raise DaemonError("%s cannot be both the pid file and the log" % options.pid_file)
-        return run(options) if a.command == "run" else start(options)
+        return {"run": run, "start": start, "check": check}[a.command](options)
     except DaemonError as e:
         print("echo_server.py: %s" % e, file=sys.stderr)
         echo_notify.notify("STATUS=%s" % e)

@@ -84,6 +84,37 @@ def test_systemd_minds_it(served: Lab, inv: Inv) -> None:
     assert served.ssh("s1", f"cat /proc/{state['pid']}/cgroup").strip().endswith(f"/system.slice/{UNIT}")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("server_user=nosuch", "there is no user nosuch; the running server was left as it is"),
+        ("server_workers=600", "'600' is not a number from 1 to 512; the running server was left as it is"),
+        ("server_port=0", "server_port must be 1 to 65535"),
+    ],
+)
+def test_a_running_server_is_not_stopped_for_what_cannot_start(
+    served: Lab, inv: Inv, options: str, sentence: str
+) -> None:
+    before = status(inv)["pid"]
+    done = inv("play", "playbooks/deploy-server.yml", "--hosts", "s1", "--extra-vars", options, code=2)
+    assert sentence in done.stdout
+    assert status(inv)["pid"] == before
+
+
+def test_its_files_may_be_in_tmp(served: Lab, inv: Inv) -> None:
+    """The unit has a /tmp of its own, in which nobody else found the pid file."""
+    places = "server_hosts=c4 server_pid_file=/tmp/echo.pid server_log_file=/var/tmp/echo.log"
+    book = ("--extra-vars", places)
+    try:
+        inv("play", "playbooks/deploy-server.yml", *book)
+        assert inv.json("play", "playbooks/deploy-server.yml", *book)["hosts"]["c4"]["changed"] == 0
+        assert "reloaded pid" in served.ssh(
+            "c4", "python3 -ESs /opt/tcpfleet/echo_server.py reload --pid-file /tmp/echo.pid"
+        )
+    finally:
+        inv("play", "playbooks/stop-server.yml", *book)
+
+
 def test_it_is_back_after_kill_9_of_the_supervisor(served: Lab, inv: Inv) -> None:
     before = status(inv)["pid"]
     served.ssh("s1", f"kill -9 {before}")

@@ -321,6 +321,20 @@ def test_what_cannot_start_says_why(options: list[str], sentence: str, server: S
     assert done.stderr.count("\n") == 1 and time.monotonic() - begun < 2
 
 
+def test_options_can_be_checked_while_a_server_runs(server: Server) -> None:
+    server.started()
+    check = ("check", "--bind", "127.0.0.1", "--port")
+    assert server.call(*check, "0").returncode == 0
+    for options, sentence in [
+        ((str(server.port),), "is in use by pid"),
+        (("0", "--user", "nosuch"), "there is no user nosuch"),
+        (("0", "--keepalive", "no"), "is not IDLE"),
+    ]:
+        refused = server.call(*check, *options)
+        assert refused.returncode == 1 and sentence in refused.stderr and refused.stderr.count("\n") == 1
+    server.connect()
+
+
 def test_run_in_the_foreground_ends_on_ctrl_c(server: Server) -> None:
     command = [str(NEWEST), str(PAYLOAD / "echo_server.py"), "run", "--bind", "127.0.0.1", "--workers", "2"]
     process = subprocess.Popen(
