@@ -186,20 +186,47 @@ def test_a_client_that_sends_a_byte_now_and_then_and_one_that_never_reads(server
     assert 0 < server.status()["buffered"] == before <= 16384
 
 
+# Holds connections that end with a reset when the process does; says so when it has them all.
+RUDE = """
+import socket, struct, sys
+held = []
+for _ in range(int(sys.argv[2])):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((sys.argv[3], 0))
+    s.connect(("127.0.0.1", int(sys.argv[1])))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    held.append(s)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 @small_or_full
 def test_resets_all_at_once(size: str, server: Server) -> None:
+    """All have arrived before the workers see the first: they stand still meanwhile."""
+    count, clients = (1000, 1) if size == "small" else (10000, 4)
     server.started("--workers", "2")
     keep = server.connect()
-    rounds = 1 if size == "small" else 10
-    for _ in range(rounds):
-        rude = [server.connect(verify=False) for _ in range(1000)]
-        wait_until(lambda: server.status()["connections"] == 1001)
-        for s in rude:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        for s in rude:
-            s.close()
-        wait_until(lambda: server.status()["connections"] == 1)
-    assert server.status()["errors_by_errno"] == {"ECONNRESET": 1000 * rounds}
+    for n in range(clients):
+        command = [sys.executable, "-c", RUDE, str(server.port), str(count // clients), f"127.77.1.{n + 1}"]
+        server.clients.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for client in server.clients:
+        assert client.stdout is not None and client.stdout.readline() == "held\n"
+    wait_until(lambda: server.status()["connections"] == count + 1, 20)
+    workers = [w["pid"] for w in server.status()["workers"]]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    for client in server.clients:
+        client.kill()
+    for client in server.clients:
+        client.communicate()
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: server.status()["connections"] == 1)
+    state = server.status()
+    assert state["errors_by_errno"] == {"ECONNRESET": count} and state["resets"] == count
+    assert [w["pid"] for w in state["workers"]] == workers
     exchange(keep)
 
 
