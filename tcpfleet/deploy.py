@@ -7,6 +7,7 @@ chooses their variables. The server's own word, `echo_server.py status`, is what
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tcpfleet.cli import Answer, Options, number
@@ -187,18 +188,25 @@ def reload_task(options: Options) -> Answer:
     """Each server executes the files that are on its host now; connections stay."""
     hosts = options.select("server")
     with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(_reload, on_outcome=lambda outcome: _say_error(options, outcome, outcome.value))
+        outcomes = fleet.run(
+            partial(_reload, check=options.check),
+            on_outcome=lambda outcome: _say_error(options, outcome, outcome.value),
+        )
     data = {
-        n: {"reloaded": True, "message": o.value} if o.error is None else {"reloaded": False, "error": o.error}
+        n: {"reloaded": not options.check, "message": o.value}
+        if o.error is None
+        else {"reloaded": False, "error": o.error}
         for n, o in outcomes.items()
     }
     return Answer({"servers": data}, worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
-def _reload(session: Session) -> str:
+def _reload(session: Session, *, check: bool) -> str:
     state = server_status(session)
     if not state["running"]:
         raise HostFailed(str(state["reason"]))
+    if check:
+        return f"pid {state['pid']} would be reloaded, now version {state['version']}"
     result = session.call("command", {"argv": _program(session, "reload")}, become=session.become)
     if result.get("failed") or result.get("rc"):
         said = str(result.get("stderr") or result.get("msg")).strip().splitlines()

@@ -219,6 +219,9 @@ def test_from_systemd_to_daemon_and_back(served: Lab, inv: Inv) -> None:
     assert served.ssh("s1", f"systemctl is-active {UNIT}; true").strip() == "inactive"
     assert served.ssh("s1", f"ls /etc/systemd/system/{UNIT} 2>&1; true").count("No such file")
     assert inv.json("deploy-server", "--manager", "daemon")["hosts"]["s1"]["changed"] == 0
+    assert inv.json("stop-server", "--check")["hosts"]["s1"]["changed"] == 1
+    assert inv.json("reload-server", "--check")["servers"]["s1"]["reloaded"] is False
+    assert status(inv)["pid"] == state["pid"] and status(inv)["reload"]["attempts"] == 0
     inv("deploy-server")
     assert status(inv)["manager"] == "systemd"
 

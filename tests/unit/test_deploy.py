@@ -28,11 +28,19 @@ def test_variables(asked: dict[str, str], expected: dict[str, Any]) -> None:
         ({"server_mode": "gopher"}, "--mode 'gopher' is none of echo, http"),
         ({"server_manager": "init"}, "--manager 'init' is none of auto, systemd, daemon"),
         ({"server_workers": "513"}, "--workers"),
+        ({"server_max_connections": "0"}, "--max-connections: 0 is outside 1 to 100000000"),
     ],
 )
 def test_variables_that_cannot_be(asked: dict[str, str], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         deploy.variables(**asked)
+
+
+def test_a_reload_in_check_mode_reloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did reload."""
+    monkeypatch.setattr(deploy, "server_status", lambda session: {"running": True, "pid": 7, "version": "cafe"})
+    session: Any = None  # nothing may be called
+    assert deploy._reload(session, check=True) == "pid 7 would be reloaded, now version cafe"
 
 
 def test_table_of_workers() -> None:
