@@ -164,7 +164,7 @@ def test_the_other_panels_have_equal_numbers_too(tmp_path):
     figures += [row[key] for row in data["listeners"] for key in ("accept_queue", "backlog")]
     figures += [fact["value"] for fact in data["facts"] if isinstance(fact["value"], (int, float))]
     assert len(figures) > 35 and run["thresholds"][1]["value"] in figures
-    for value in filter(None.__ne__, figures):
+    for value in (one for one in figures if one is not None):
         assert f'<data value="{value}">{charts.number(value)}</data>' in page, value
         assert f" {charts.number(value)} " in text, value
 
