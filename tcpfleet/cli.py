@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import os
 import sys
@@ -261,6 +262,9 @@ def _run(
     function: Callable[..., Answer | None], context: Context, shared: dict[str, Any], own: dict[str, Any]
 ) -> int:
     as_json = bool(shared.get("json"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no such character
     with signals.interruptible(), secret.kept_from_output():
         try:
             if context.config.run.dry:

@@ -6,13 +6,16 @@ of the observations taken during the run and of the present one. A host that doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcpfleet import deploy, report, report_render, runs, stress_tasks
+from tcpfleet.charts import number as figure
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import BadInput, worst
+from tcpfleet.errors import BadInput, HostFailed, worst
 from tcpfleet.fleet import exit_codes
+from tcpfleet.report_data import View, dig, number_at, rows_at
 from tcpfleet.stress import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -25,47 +28,60 @@ def collect_report(options: Options, run_id: str, port: str, lang: str = "en") -
     :param lang: of report.html and report.md.
     """
     report_render.check_language(lang)
-    folder = runs.find(run_id or None)
     wanted = number("--port", port, 1, 65535) if port else None
-    record: dict[str, Any] | None = None
-    if folder is not None:
-        record = _record(options, folder)
-        wanted = wanted or (record["target"]["port"] if record else None)
-    refused = report.load_refused_plan(folder) if folder is not None and record is None else None
-    hosts = _hosts(options, record or refused)
+    folder = runs.find(run_id or None)
+    runs.check_writable(folder)
     if folder is None:
-        folder = runs.create(runs.new_run_id())
-        options.say("there is no run yet: the report shows the hosts as they are, without a verdict")
-    target = folder
-    listen = wanted or DEFAULT_PORT
+        return _collect(options, None, wanted, lang)
+    held = runs.hold_now(folder)
+    if held is None and (folder / "plan.json").exists() and not (folder / "run.json").exists():
+        raise HostFailed(f"run {folder.name} is still going on, led by another command here: wait for it to end")
+    if held is None:
+        options.say(f"another command is at work on {folder.name}: waiting for it")
+        held = runs.hold(folder)
+    with held:
+        return _collect(options, folder, wanted, lang)
+
+
+def _collect(options: Options, folder: Path | None, wanted: int | None, lang: str) -> Answer:
+    record = _record(options, folder) if folder is not None else None
+    refused = report.load_refused_plan(folder) if folder is not None and record is None else None
+    names = View(record or refused, {}).hosts  # of the run
+    hosts = _hosts(options, names)
+    listen = wanted or _port(record) or DEFAULT_PORT
 
     with options.fleet(hosts) as fleet:
         outcomes = fleet.run(lambda session: deploy.observe(session, listen), at_once=True)
-    for name in _not_in(options, record or refused):
+    if folder is None:
+        folder = runs.create(runs.new_run_id())
+        options.say("there is no run yet: the report shows the hosts as they are, without a verdict")
+    for name in () if options.hosts else _not_in(options, names):
         gap = {"status": "unreachable", "error": "this inventory has no such host"}
-        report.save_observation(target, "present", name, gap)
+        report.save_observation(folder, "present", name, gap)
         options.say(f"{name}: {gap['error']}")
     for name, outcome in outcomes.items():
         seen = outcome.value or {"status": outcome.status, "error": str(outcome.error)}
-        report.save_observation(target, "present", name, seen)
+        report.save_observation(folder, "present", name, seen)
         if seen["status"] != "ok":
             options.say(f"{name}: {seen['status']}: {seen['error']}")
-    files = report.write_reports(target, lang)
+    files = report.write_reports(folder, lang)
     if record is not None:
-        counts = record["connections"]
-        options.say(
-            f"run {record['run_id']}: verdict {record['verdict']}, {counts['verified']:,} of "
-            f"{counts['requested']:,} connections verified"
+        verified, requested = (
+            figure(number_at(record, "connections", name)) for name in ("verified", "requested")
         )
-        if record["wall"]:
-            options.say(f"wall: {record['wall']['name']}; {record['wall']['fix']}")
+        options.say(
+            f"run {folder.name}: verdict {dig(record, 'verdict')}, {verified} of {requested} connections verified"
+        )
+        wall = dig(record, "wall")
+        if wall:
+            options.say(f"wall: {dig(wall, 'name')}; {dig(wall, 'fix')}")
     if refused is not None:
-        options.say(f"run {target.name}: {refused['refused']}")
+        options.say(f"run {folder.name}: {refused['refused']}")
     for file in files:
         options.say(f"  {stress_tasks.shown(file)}")
     data = {
-        "run_id": target.name,
-        "verdict": record["verdict"] if record else None,
+        "run_id": folder.name,
+        "verdict": dig(record, "verdict"),
         "files": [str(file) for file in files],
         "hosts": {name: (one.value or {"status": one.status})["status"] for name, one in outcomes.items()},
     }
@@ -76,28 +92,36 @@ def _record(options: Options, folder: Path) -> dict[str, Any] | None:
     """The run's record, fetched now where the controller of the run went away before it could."""
     if report.load_refused_plan(folder) is not None:
         return None
-    unfinished = (folder / "plan.json").exists() and not (folder / "run.json").exists()
-    if (folder / "run.json").exists():
-        record = runs.read_run(folder)
-        lost = [host["name"] for host in record["hosts"] if host.get("lost")]
-        if not lost or not (folder / "plan.json").exists():
-            return record
-        options.say(f"{', '.join(lost)} had not answered at the end of the run: trying again")
-        unfinished = True
-    return stress_tasks.fetch_later(options, folder) if unfinished else None
+    planned = (folder / "plan.json").exists()
+    record = report.load_run(folder)
+    if record is None:
+        return stress_tasks.fetch_later(options, folder) if planned else None
+    lost = [str(host.get("name")) for host in rows_at(record, "hosts") if host.get("lost")]
+    if not lost or not planned:
+        return record
+    options.say(f"{', '.join(lost)} had not answered at the end of the run: trying again")
+    try:
+        return stress_tasks.fetch_later(options, folder)
+    except BadInput as error:
+        options.say(f"not fetched: {error}")  # what is here is reported all the same
+        return record
 
 
-def _hosts(options: Options, record: dict[str, Any] | None) -> list[Host]:
-    if options.hosts or record is None:
+def _port(record: Mapping[str, Any] | None) -> int | None:
+    found = number_at(record, "target", "port")
+    return found if isinstance(found, int) and 0 < found < 65536 else None
+
+
+def _hosts(options: Options, names: Sequence[str]) -> list[Host]:
+    """Where to look: --hosts, else the hosts of the run, else all."""
+    if options.hosts or not names:
         return options.select("all")
-    inventory = options.inventory
-    if len(_not_in(options, record)) == len(record["hosts"]):
-        names = ", ".join(row["name"] for row in record["hosts"])
-        raise BadInput(f"this inventory has none of the hosts of run {record['run_id']} ({names})")
-    return [inventory.hosts[row["name"]] for row in record["hosts"] if row["name"] in inventory.hosts]
+    missing = _not_in(options, names)
+    if len(missing) == len(names):
+        raise BadInput(f"this inventory has none of the hosts of the run ({', '.join(names)})")
+    return [options.inventory.hosts[name] for name in names if name not in missing]
 
 
-def _not_in(options: Options, record: dict[str, Any] | None) -> list[str]:
+def _not_in(options: Options, names: Sequence[str]) -> list[str]:
     """Hosts of the run that this inventory has not: gaps in the report."""
-    rows = record["hosts"] if record and not options.hosts else []
-    return [row["name"] for row in rows if row["name"] not in options.inventory.hosts]
+    return [name for name in names if name not in options.inventory.hosts]

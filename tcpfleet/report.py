@@ -92,6 +92,8 @@ def load_run(run_dir: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         message = f"not complete JSON ({error.msg}): the run did not end well, repeat it"
         raise LocatedError(message, str(path), error.lineno, error.colno) from None
+    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
+        raise LocatedError(f"no JSON of ours ({error}): repeat the run", str(path)) from None
     if not isinstance(run, dict) or run.get("schema") != RUN_SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else type(run).__name__
         raise BadInput(f"{path}: schema must be {RUN_SCHEMA!r}, not {found!r}")
@@ -109,7 +111,7 @@ def load_observations(run_dir: Path) -> dict[str, dict[str, dict[str, Any]]]:
                 if not isinstance(outcome, dict):
                     raise ValueError("no JSON object")
                 host = str(outcome.get("host") or host)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 outcome = {"status": "failed", "error": f"{path.name} is damaged: {error}"}
             found.setdefault(phase, {})[host] = outcome
     return found
@@ -124,7 +126,7 @@ def load_samples(run_dir: Path) -> dict[str, Any]:
             if not isinstance(content, dict):
                 raise ValueError("no JSON object")
             found[str(content.get("host") or path.stem)] = content
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             found[path.stem] = {"unavailable": {"samples": f"{path.name} is damaged: {error}"}}
     return found
 
@@ -149,7 +151,7 @@ def load_tuning(folder: Path) -> dict[str, Any]:
     for path in sorted((folder / "tuning").glob("*.json")):
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         found[str(dig(table, "host") or path.stem)] = table
     return found
@@ -159,7 +161,7 @@ def load_refused_plan(run_dir: Path) -> dict[str, Any] | None:
     """plan.json of a folder whose plan was refused; None when it was not, or when it cannot be read."""
     try:
         plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return plan if isinstance(plan, dict) and plan.get("refused") else None
 
@@ -277,9 +279,10 @@ def _raw_problems(run_dir: Path, raw_files: Sequence[str], observations: Observa
                 found.append((host, str(name), f"cut: {reason}", phase))
     names = {safe_name(host): host for hosts in observations.values() for host in hosts}
     for path in raw_files:
-        _, phase, folder, name = Path(path).parts
-        if not name.endswith(".gz"):
-            continue  # of a run before they were compressed
+        parts = Path(path).parts
+        if len(parts) != 4 or not path.endswith(".gz"):
+            continue  # somebody's own
+        _, phase, folder, name = parts
         try:
             with gzip.open(run_dir / path) as source:
                 if not source.read(1 << 20):

@@ -6,8 +6,10 @@ reports/compare-A-B/. A folder that is damaged is shown as such.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,11 @@ def _row(folder: Path, latest: bool) -> dict[str, Any]:
         "note": None,
     }
     row |= {"verified": None, "requested": None, "wall": None, "seconds": None, "path": str(folder)}
-    row["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    row["bytes"] = _bytes(folder)
     try:
         run = report.load_run(folder)
         plan = runs.read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         note = error.message if isinstance(error, LocatedError) else str(error)
         return row | {"verdict": "damaged", "note": note}
     started = dig(run, "started") or dig(plan, "started")
@@ -68,6 +70,16 @@ def _row(folder: Path, latest: bool) -> dict[str, Any]:
     row["verified"], row["requested"] = (number_at(run, "connections", name) for name in ("verified", "requested"))
     row["seconds"] = _seconds(started, run.get("ended"))
     return row
+
+
+def _bytes(folder: Path) -> int:
+    """What the files of a folder hold, links not followed; a run that is going on may change them."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found += os.lstat(os.path.join(place, name)).st_size
+    return found
 
 
 def _seconds(started: Any, ended: Any) -> float | None:
@@ -109,13 +121,14 @@ def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answe
     names = [side[0].run_id + (f"x{len(side)}" if len(side) > 1 else "") for side in sides]
     target = runs.REPORTS / report.safe_name(f"compare-{names[0]}-{names[1]}")
     runs.check_writable()
-    target.mkdir(exist_ok=True)
     texts = {
         "compare.html": report_render.render_compare_html(compared, Pair(*map(_drawn, sides)), lang),
         "compare.md": report_render.render_compare_markdown(compared, lang),
         "compare.json": json.dumps(redacted(compared), indent=1) + "\n",
     }
-    files = [report.write_text(target / name, text) for name, text in texts.items()]
+    target.mkdir(exist_ok=True)
+    with runs.hold(target):
+        files = [report.write_text(target / name, text) for name, text in texts.items()]
     for sentence in [*compared["answer"], *compared["notes"]]:
         options.say(report_render.shown(sentence))
     for row in compared["results"]:

@@ -7,13 +7,14 @@ that was created last; a folder appears whole or not at all in `latest`.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import re
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tcpfleet.cli import ROOT
 from tcpfleet.errors import BadInput
@@ -29,17 +30,39 @@ def new_run_id() -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def check_writable() -> None:
-    """Find out before a load is started, not at its end.
+def check_writable(folder: Path | None = None) -> None:
+    """Find out before the work, not at its end.
 
-    :raises BadInput: reports/ cannot be written.
+    :param folder: of a run; reports/ without one.
+    :raises BadInput: it cannot be written.
     """
     try:
         REPORTS.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=REPORTS):
+        with tempfile.TemporaryFile(dir=folder or REPORTS):
             pass
     except OSError as error:
-        raise BadInput(f"cannot write reports to {REPORTS}: {error.strerror}") from None
+        raise BadInput(f"cannot write reports to {folder or REPORTS}: {error.strerror}") from None
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keep a folder to this command until what is returned is closed; waits while another command holds it.
+
+    Two that write there at a time would mix up each other's files.
+    """
+    file = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def hold_now(folder: Path) -> IO[str] | None:
+    """As `hold`, without waiting: None when another command holds it."""
+    file = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def create(run_id: str, *, latest: bool = True) -> Path:
@@ -66,14 +89,25 @@ def find(run_id: str | None) -> Path | None:
             raise BadInput(f"there is no run {run_id!r} in {REPORTS}")
         return folder
     latest = REPORTS / "latest"
-    return latest.resolve() if latest.is_dir() else None
+    if latest.is_dir():
+        return latest.resolve()
+    return next((folder for folder in folders() if not _is_refused(folder)), None)  # the newest one was deleted
+
+
+def _is_refused(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / "plan.json").get("refused"))
+    except BadInput:
+        return False
 
 
 def folders() -> list[Path]:
     """The folders of all runs, newest first."""
     if not REPORTS.is_dir():
         return []
-    return sorted((path for path in REPORTS.iterdir() if _RUN_ID.fullmatch(path.name)), reverse=True)
+    return sorted(
+        (path for path in REPORTS.iterdir() if _RUN_ID.fullmatch(path.name) and path.is_dir()), reverse=True
+    )
 
 
 def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:
@@ -92,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is damaged: {error}") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path} is damaged: not a JSON object")

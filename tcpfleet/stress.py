@@ -11,6 +11,7 @@ are daemons that keep their state in files, so a lost SSH connection costs nothi
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import threading
@@ -178,6 +179,7 @@ class Run:
         hosts |= {one.host.name: one.host for one in request.targets if one.host}
         self.all_hosts = list(hosts.values())
         self.folder: Path | None = None
+        self._kept = contextlib.ExitStack()  # what this command holds while it leads the run
         self.started = ""
         self.begun: set[str] = set()  # hosts on which clients may have been started; final once cancelled
         self.cancelled = threading.Event()
@@ -211,14 +213,15 @@ class Run:
 
     def detach(self, fleet: Fleet) -> None:
         """Start it and leave it to its hosts: `attach` follows it and fetches what came of it."""
-        try:
-            self._start_or_keep(fleet)
-            self._begin(fleet)
-            # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
-            self._each(fleet, self._release_all)
-        except BaseException:
-            self._stop(fleet)
-            raise
+        with self._kept:
+            try:
+                self._start_or_keep(fleet)
+                self._begin(fleet)
+                # Nobody is there to say that all have ramped: each holds from the end of its own ramp.
+                self._each(fleet, self._release_all)
+            except BaseException:
+                self._stop(fleet)
+                raise
 
     def attach(self, fleet: Fleet, form: str = "") -> dict[str, Any]:
         """Follow a run of an earlier command to its end, and finish it."""
@@ -242,18 +245,19 @@ class Run:
 
     def _led(self, fleet: Fleet, form: str, load: Callable[[Progress], None]) -> dict[str, Any]:
         """Do `load`, end the clients when it is interrupted, and finish."""
-        try:
-            load(Progress(self.request.clients * self.request.per_client, form))
-        except KeyboardInterrupt:
-            self.interrupted = True
-            print("\nstopping the clients ... (Ctrl-C again to stop waiting for them)", file=sys.stderr)
-            self._stop_or_say(fleet)
-            if self.folder is None:
+        with self._kept:
+            try:
+                load(Progress(self.request.clients * self.request.per_client, form))
+            except KeyboardInterrupt:
+                self.interrupted = True
+                print("\nstopping the clients ... (Ctrl-C again to stop waiting for them)", file=sys.stderr)
+                self._stop_or_say(fleet)
+                if self.folder is None:
+                    raise
+            except BaseException:
+                self._stop(fleet)
                 raise
-        except BaseException:
-            self._stop(fleet)
-            raise
-        return self.finish(fleet)
+            return self.finish(fleet)
 
     def check(self, fleet: Fleet) -> None:
         """Everything up to the first connect, then take it all back.
@@ -373,6 +377,7 @@ class Run:
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
         self.folder = self._make_folder(latest=True)
+        self._kept.enter_context(runs.hold(self.folder))  # from collect-report, until this command has fetched
 
     def _make_folder(self, *, latest: bool) -> Path:
         self.started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")

@@ -170,7 +170,10 @@ def attach(options: Options, how: How) -> Answer:
     if report.load_refused_plan(folder) is not None:
         raise BadInput(f"the plan of {folder.name} was refused, nothing was started")
     run = Run.from_folder(folder, options.inventory)
-    with options.fleet(run.all_hosts) as fleet:
+    held = runs.hold_now(folder)
+    if held is None:
+        raise BadInput(f"run {folder.name} is led by another command here already")
+    with held, options.fleet(run.all_hosts) as fleet:
         record = run.attach(fleet, how.form)
     return said(options, run, record)
 
