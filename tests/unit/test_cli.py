@@ -1,6 +1,8 @@
 """Numbers as people write them, --json, exit codes, and the whole list of tasks."""
 
+import fnmatch
 import json
+import re
 import subprocess
 import sys
 import time
@@ -143,3 +145,18 @@ def test_the_failed_hosts_come_last_and_are_kept_for_the_next_run(tmp_path: Path
     again = json.loads(invoke("ping", "--inventory", str(inventory), "--hosts", f"@{retry}", "--json").stdout)
     assert list(again["hosts"]) == ["one", "three"] and again["exit_code"] == 0
     assert "failed_hosts" not in again and not retry.exists()
+
+
+def test_the_readme_says_where_every_module_lives() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Where things live")[2]
+    rows = [line.split("|")[2:4] for line in section.splitlines() if line.startswith("| ")]
+    lost = []
+    for column, folder in enumerate(("tcpfleet", "payload")):
+        named = [name for row in rows for name in re.findall(r"`([^`]+)`", row[column])]
+        named = [name + "*" if name.endswith("/") else name for name in named]
+        modules = [str(path.relative_to(ROOT / folder))[:-3] for path in (ROOT / folder).rglob("*.py")]
+        lost += [
+            one for one in modules if one != "__init__" and not any(fnmatch.fnmatch(one, name) for name in named)
+        ]
+        lost += [name for name in named if "*" not in name and name not in modules]
+    assert lost == []
