@@ -99,7 +99,7 @@ def _text(language: str) -> Environment:
 
 
 def _tidy(text: str) -> str:
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _environment(language: str, *, autoescape: bool) -> Environment:
@@ -167,7 +167,7 @@ def _markdown(value: Any) -> Any:
     """Escapes every expression of the Markdown template: one line, no markup, no HTML."""
     if isinstance(value, Markup):
         return value
-    text = " ".join(shown(value).split())
+    text = re.sub(r"\s+", " ", shown(value))  # spaces at its ends are the template's own: ", " between names
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text)
 

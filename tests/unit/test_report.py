@@ -169,6 +169,17 @@ def test_the_other_panels_have_equal_numbers_too(tmp_path):
         assert f" {charts.number(value)} " in text, value
 
 
+def test_markdown_keeps_the_space_between_names_and_ends_with_a_line(tmp_path):
+    _, text, _ = write(samples.fill(tmp_path, samples.run()))
+    for words in (
+        "c1 1,000, c2 1,000",
+        "- s1, conntrack (before, at the peak, after, now): ENOENT",
+        "read-only (EROFS)",
+    ):
+        assert words in text
+    assert text.endswith("Raw files: 12\n")
+
+
 def test_every_row_of_a_markdown_table_has_its_columns(tmp_path):
     for folder, record in (
         ("a", samples.run("fail", failed=5)),
