@@ -538,8 +538,8 @@ def _answer(
 
 
 def change(row: Mapping[str, Any]) -> str:
-    """One result in a line: `rate connects/s: 12,000 -> 15,000 connects/s (+25%)`."""
-    percent = "" if row["percent"] is None else f" ({row['percent']:+.0f}%)"
+    """One result in a line: `rate connects/s: 12,000 -> 15,000 connects/s (+25.0%)`."""
+    percent = "" if row["percent"] is None else f" ({row['percent']:+.1f}%)"
     a, b = number(row["a"]["median"]), number(row["b"]["median"])
     return f"{row['group']} {row['name']}: {a} -> {b} {row['unit']}{percent}"
 

@@ -20,6 +20,7 @@ from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_charts import Pair
 from tcpfleet.report_data import dig, number_at
 from tcpfleet.secret import redacted
+from tcpfleet.stress import REFUSED
 
 COLUMNS = ("run", "started", "verdict", "verified / requested", "wall", "duration", "size")
 
@@ -98,14 +99,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
     counts = [f"{row[name]:,.0f}" if row[name] is not None else "–" for name in ("verified", "requested")]
     seconds = row["seconds"]
+    wall = plain(row["wall"] or row["note"]).removeprefix(f"{REFUSED}: ")  # the verdict says it
     return (
         plain(row["run_id"]) + (" (latest)" if row["latest"] else ""),
         plain(row["started"])[:19].replace("T", " "),
         plain(row["verdict"]),
         " / ".join(counts),
-        plain(row["wall"] or row["note"])[:70],
+        wall if len(wall) <= 70 else wall[:67] + "...",
         "–" if seconds is None else f"{seconds:,.1f} s",
-        f"{row['bytes'] / 2**20:.1f} MiB",
+        f"{row['bytes'] / 2**20:.1f} MiB" if row["bytes"] >= 2**20 else f"{row['bytes'] / 2**10:.1f} KiB",
     )
 
 

@@ -37,6 +37,7 @@ POLL = 0.5  # seconds between looks at the clients' status files
 FETCH = 1.0  # seconds between looks at what the samplers wrote
 PATIENCE = 20.0  # seconds to win a lost host back before the others go on without it
 FINAL = ("done", "failed")
+REFUSED = "the plan was refused, nothing was started"
 
 T = TypeVar("T")
 
@@ -310,7 +311,7 @@ class Run:
         unreachable, broken = said["unreachable"], said["failed"]
         refused += self._plan_server()
         if refused:
-            raise Refused(_because("the plan was refused, nothing was started", refused + unreachable))
+            raise Refused(_because(REFUSED, refused + unreachable))
         if unreachable:
             raise Unreachable(_because("nothing was started", unreachable))
         if broken or failed:

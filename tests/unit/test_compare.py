@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tcpfleet import compare, report, reports, runs
+from tcpfleet import compare, report, reports, runs, stress
 from tcpfleet.cli import Options
 from tcpfleet.errors import BadInput
 from tests import report_samples as samples
@@ -205,7 +205,7 @@ def test_list(kept, capsys):
         kept(samples.run("fail", failed=7)),
         kept(samples.run(ended="2026-01-31T12:01:03.500+00:00")),
         kept(plan={"clients": 2, "per_client": 100}),
-        kept(plan={"clients": 2, "per_client": 100, "refused": "no\x1b[31m ports\nat all"}),
+        kept(plan={"clients": 2, "per_client": 100, "refused": f"{stress.REFUSED}: no\x1b[31m ports\nat all"}),
         kept(),
         kept(samples.run()),
     ]
@@ -217,8 +217,14 @@ def test_list(kept, capsys):
     assert [row["requested"] for row in rows] == [None, None, 200, 200, SIZE, SIZE]
     assert rows[4]["seconds"] == 63.5 and rows[5]["wall"] == "accept queue of the server"
     assert rows[0]["latest"] and not rows[1]["latest"]
+    assert stress.REFUSED not in out and "31m ports at all" in out
     assert "(latest)" in out and "not complete JSON" in out and "\x1b" not in out
     assert len(out.splitlines()) == 7
+
+
+def test_a_change_below_a_percent_is_not_rounded_up_to_one(kept, capsys):
+    compared(kept(samples.run()), kept(samples.run("fail", failed=1234)))
+    assert "connections established: 200,000 -> 198,766 connections (-0.6%)" in capsys.readouterr().out
 
 
 def test_an_empty_list_says_how_to_make_a_run(kept, capsys):
