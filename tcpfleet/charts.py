@@ -42,10 +42,10 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 def number(value: float | None) -> str:
     """A number as every part of a report prints it: thousands separated, at most three decimals.
 
-    >>> number(200000), number(0.98765), number(12.0), number(None)
-    ('200,000', '0.988', '12', '–')
+    >>> number(200000), number(0.98765), number(12.0), number(None), number(math.nan)
+    ('200,000', '0.988', '12', '–', '–')
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}"

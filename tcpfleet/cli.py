@@ -145,6 +145,19 @@ class Options:
         )
 
 
+def strict_json(data: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and Infinity, which Python writes and nobody else reads, become null.
+
+    >>> strict_json({"a": float("nan"), "b": "NaN"})
+    '{"a": null, "b": "NaN"}'
+    """
+    try:
+        return json.dumps(data, default=str, indent=indent, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(data, default=str), parse_constant=lambda _: None)
+        return json.dumps(plain, indent=indent)
+
+
 def _ask(option: str, question: str) -> secret.Secret:
     try:
         return secret.ask(question)
@@ -289,7 +302,7 @@ def _run(
         if as_json:
             try:
                 data = secret.redacted(answer.data | {"exit_code": answer.code})
-                print(json.dumps(data, default=str), flush=True)
+                print(strict_json(data), flush=True)
             except OSError as error:
                 print(f"error: cannot write the answer: {error.strerror}", file=sys.stderr)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

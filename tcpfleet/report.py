@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tcpfleet import report_data, report_hosts, report_render, report_run, report_time
+from tcpfleet.cli import strict_json
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_data import Observations, View, dig
 from tcpfleet.secret import printable, redact, redacted
@@ -264,7 +265,7 @@ def write_reports(run_dir: Path, language: str = "en") -> list[Path]:
     texts = {
         "report.html": report_render.render_html(report, language),
         "report.md": report_render.render_markdown(report, language),
-        "report.json": json.dumps(redacted(report)) + "\n",
+        "report.json": strict_json(redacted(report)) + "\n",
     }
     return [write_text(run_dir / name, text) for name, text in texts.items()]
 

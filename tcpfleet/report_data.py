@@ -7,7 +7,7 @@ observations), `report_time` (what was sampled during the run); `report.build` p
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,11 +33,12 @@ def dig(data: Any, *keys: str) -> Any:
 
 
 def number_at(data: Any, *keys: str) -> int | float | None:
-    """The number at a path, or None; JSON as Python reads it knows NaN and Infinity, which are none."""
+    """The number at a path, or None; JSON as Python reads it knows NaN, Infinity and whole numbers of any length,
+    which are none."""
     value = dig(data, *keys)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return value if -sys.float_info.max <= value <= sys.float_info.max else None
 
 
 def rows_at(data: Any, *keys: str) -> list[Mapping[str, Any]]:

@@ -158,7 +158,7 @@ def _number(value: Any) -> str:
 
 def _html_number(value: Any) -> Markup:
     """A number that programs can read too: ``<data value="200000">200,000</data>``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or _number(value) == charts.number(None):
         return escape(_number(value))
     return Markup('<data value="{}">{}</data>').format(value, _number(value))
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tcpfleet import compare, report, report_render, runs, stress_tasks
-from tcpfleet.cli import Answer, Options
+from tcpfleet.cli import Answer, Options, strict_json
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_charts import Pair
 from tcpfleet.report_data import dig, number_at
@@ -126,7 +125,7 @@ def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answe
     texts = {
         "compare.html": report_render.render_compare_html(compared, Pair(*map(_drawn, sides)), lang),
         "compare.md": report_render.render_compare_markdown(compared, lang),
-        "compare.json": json.dumps(redacted(compared), indent=1) + "\n",
+        "compare.json": strict_json(redacted(compared), 1) + "\n",
     }
     target.mkdir(exist_ok=True)
     with runs.hold(target):

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from tcpfleet.cli import ROOT
+from tcpfleet.cli import ROOT, strict_json
 from tcpfleet.errors import BadInput
 from tcpfleet.secret import redacted
 
@@ -113,7 +113,7 @@ def folders() -> list[Path]:
 def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:
     """Replace a JSON file whole: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.new")
-    draft.write_text(json.dumps(redacted(data), indent=indent) + "\n", encoding="utf-8")
+    draft.write_text(strict_json(redacted(data), indent) + "\n", encoding="utf-8")
     draft.replace(path)
 
 

@@ -77,6 +77,19 @@ def test_odd_files_in_a_folder_are_no_end_of_its_report(folder):
     assert any("long.json is damaged" in row["reason"] for row in written["unavailable"])
 
 
+def test_what_is_written_is_json_for_every_reader(folder):
+    odd = {"p50": float("nan"), "max": float("inf")}
+    samples.fill(folder, samples.run() | {"latency_ms": {"connect": odd}, "plan": {"rate": float("-inf")}})
+    listener = {"address": "0.0.0.0", "port": 1883, "accept_queue": float("nan"), "backlog": 10**400}
+    seen = samples.observation(listeners=[listener], memory={"MemTotal": 10**400, "MemAvailable": float("inf")})
+    report.save_observation(folder, "peak", "s1", {"observation": seen})
+    report.write_reports(folder)
+    files = reports.compare_reports(Options({}), RUN, RUN).data["files"]
+    for file in (folder / "report.json", *(one for one in files if one.endswith(".json"))):
+        json.loads(runs.Path(file).read_text(), parse_constant=pytest.fail)
+    assert "nan" not in (folder / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": "tcpfleet.run/2"}', "{", "\udcff"]
 )
