@@ -62,6 +62,12 @@ def test_pass(tmp_path):
     assert data["gaps"] == []
 
 
+def test_a_chart_of_one_line_names_it(tmp_path):
+    page, _, data = write(samples.fill(tmp_path, samples.run()))
+    (counter,) = data["over_time"]["counters"]["lines"]
+    assert counter["name"] == "TCPSynRetrans" and "</span>TCPSynRetrans</span>" in page
+
+
 def test_fail_names_wall_and_fix_first(tmp_path):
     page, text, data = write(samples.fill(tmp_path, samples.run("fail", failed=1234), drops=1234))
     assert data["verdict"]["line"].endswith("The wall: accept queue of the server.")
