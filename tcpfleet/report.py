@@ -285,9 +285,9 @@ def _raw_problems(run_dir: Path, raw_files: Sequence[str], observations: Observa
             continue  # somebody's own
         _, phase, folder, name = parts
         try:
+            if not (run_dir / path).stat().st_size:
+                raise EOFError("nothing is in it")
             with gzip.open(run_dir / path) as source:
-                if not source.read(1 << 20):
-                    raise EOFError("nothing is in it")
                 while source.read(1 << 20):
                     pass
         except (EOFError, OSError, zlib.error) as error:

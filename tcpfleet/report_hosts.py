@@ -417,13 +417,15 @@ def server_balance(view: View) -> list[dict[str, Any]]:
     for host in view.hosts:
         seen = view.get("peak", host) or view.get("present", host)
         rows = rows_at(seen, "server_status", "workers")
-        key = "connections" if rows else "fds"
+        by, key = ("connections", "connections") if rows else ("descriptors", "fds")
         # Without its own word the first process is taken for the supervisor, which holds no connection.
         rows = rows or rows_at(seen, "server", "processes")[1:]
         workers = [
             {
                 "name": str(row.get("pid")),
-                "connections": number_at(row, key),
+                "connections": None,
+                "descriptors": None,
+                by: number_at(row, key),
                 "cpu_seconds": None,
                 "longest_turn_ms": None,
                 "failed": None,
@@ -432,7 +434,7 @@ def server_balance(view: View) -> list[dict[str, Any]]:
             for row in rows
         ]
         if workers:
-            found.append({"host": host, "side": "server"} | spread(workers, "connections"))
+            found.append({"host": host, "side": "server"} | spread(workers, by))
     return found
 
 

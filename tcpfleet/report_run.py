@@ -251,8 +251,8 @@ def errors(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def balance(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """How evenly the stress clients' workers were loaded, host by host.
 
-    :returns: ``[{"host", "side": "client", "workers": [{"name", "connections", "cpu_seconds", "longest_turn_ms",
-        "failed", "died"}], "by": "cpu_seconds", "mean", "busiest", "ratio": busiest against mean}]``.
+    :returns: ``[{"host", "side": "client", "workers": [{"name", "connections", "descriptors", "cpu_seconds",
+        "longest_turn_ms", "failed", "died"}], "by": "cpu_seconds", "mean", "busiest", "ratio": busiest / mean}]``.
     """
     found = []
     for host in rows_at(run, "hosts"):
@@ -260,6 +260,7 @@ def balance(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             {
                 "name": f"{row.get('client')}/{row.get('index')}",
                 "connections": number_at(row, "connections"),
+                "descriptors": None,
                 "cpu_seconds": number_at(row, "cpu_seconds"),
                 "longest_turn_ms": number_at(row, "longest_turn_ms"),
                 "failed": number_at(row, "failed"),

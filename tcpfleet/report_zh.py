@@ -40,6 +40,7 @@ OURS = {
     "Counted by": "计数方式",
     "Counter": "计数器",
     "Descriptors": "描述符",
+    "descriptors": "描述符",
     "Died": "异常退出",
     "Difference": "差值",
     "Echoes per second": "每秒回显数",
@@ -293,9 +294,10 @@ OURS = {
     "memory, or the server's accept loop.": (
         "平稳的高度就是建连的速度；临近结束时下降，说明有东西不够用了：源端口、内存，或服务端的 accept 循环。"
     ),
-    "Busiest worker against the mean of its host: of a server by connections, of a stress client by CPU time; 1 is "
-    "even, 2 means that one process did twice its share and reaches its limit first.": (
-        "最忙的工作进程与本机平均值之比：服务端按连接数，压测客户端按 CPU 时间；"
+    "Busiest worker against the mean of its host: of a server by connections (descriptors, where it does not say them), "
+    "of a stress client by CPU time; 1 is even, 2 means that one process did twice its share and reaches its limit "
+    "first.": (
+        "最忙的工作进程与本机平均值之比：服务端按连接数（服务端自己不报告时按描述符数），压测客户端按 CPU 时间；"
         "1 表示均衡，2 表示有一个进程承担了双倍的份额，会最先到达极限。"
     ),
     "Conditions of --fail-if: one that is met makes the verdict fail, and so does one whose figure was not "

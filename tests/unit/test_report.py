@@ -68,6 +68,23 @@ def test_a_chart_of_one_line_names_it(tmp_path):
     assert counter["name"] == "TCPSynRetrans" and "</span>TCPSynRetrans</span>" in page
 
 
+def test_descriptors_of_a_server_without_a_word_of_its_own_are_not_called_connections(tmp_path):
+    _, text, data = write(samples.fill(tmp_path, samples.run()))
+    (server,) = (row for row in data["balance"] if row["side"] == "server")
+    assert server["by"] == "descriptors" and server["workers"][0]["connections"] is None
+    assert "| s1 | server | 11 | descriptors | 16,666 |" in text
+
+
+def test_an_empty_raw_text_is_not_a_damaged_file(tmp_path):
+    samples.fill(tmp_path, samples.run())
+    raw = {"kernel-log.txt": "", "ss-s.txt": "text"}
+    report.save_observation(tmp_path, "peak", "s1", {"observation": samples.observation(), "raw": raw})
+    (tmp_path / "raw/peak/s1/ss-s.txt.gz").write_bytes(b"")
+    _, _, data = write(tmp_path)
+    (row,) = (row for row in data["unavailable"] if row["section"].startswith("raw file"))
+    assert row["section"] == "raw file ss-s.txt.gz" and row["reason"] == "damaged: nothing is in it"
+
+
 def test_fail_names_wall_and_fix_first(tmp_path):
     page, text, data = write(samples.fill(tmp_path, samples.run("fail", failed=1234), drops=1234))
     assert data["verdict"]["line"].endswith("The wall: accept queue of the server.")
