@@ -1,7 +1,8 @@
 """`inv bench report`: what collecting costs while the lab's server holds 200,000 connections.
 
 The load runs detached on the lab's four client hosts. Beside it, on the server's host: a raw ``ss -tan``; from a
-client host: 50 connections with an echo every 100 ms, without and with `inv collect-report` running all the time.
+client host: 50 connections with an echo every 100 ms, alone and with something else that runs all the time: the
+raw ``ss`` on the server's host, the same by a login each time, `inv collect-report` of that host, and of all five.
 The lab is one machine: what five hosts do at once shares its processors.
 """
 
@@ -62,8 +63,18 @@ def _at_full_load(
     _until_held(hosts["s1"])
     options.say("200,000 connections are held")
     raw = [float(_ssh(hosts["s1"], "TIMEFORMAT=%R; time ss -tan > /dev/null")) for _ in range(rounds)]
-    quiet, _ = _probe(hosts["c1"], hosts["s1"].address, None)
-    busy, collected = _probe(hosts["c1"], hosts["s1"].address, [inv, "collect-report", "--run", small])
+    loop = f"end=$((SECONDS + {PROBE_SECONDS + 1})); while [ $SECONDS -lt $end ]; do ss -tan > /dev/null; done"
+    collect: list[Path | str] = [inv, "collect-report", "--run", small]
+    beside: dict[str, list[Path | str]] = {
+        "nothing": [],
+        "`ss -tan > /dev/null` on s1": _remote(hosts["s1"], loop),
+        "`ssh s1 'ss -tan > /dev/null'`": _remote(hosts["s1"], "ss -tan > /dev/null"),
+        "`inv collect-report --hosts s1`": [*collect, "--hosts", "s1"],
+        "`inv collect-report`, five hosts": collect,
+    }
+    echoes, collected = {}, []
+    for name, argv in beside.items():
+        echoes[name], collected = _probe(hosts["c1"], hosts["s1"].address, argv)
     seen = json.loads((runs.REPORTS / small / "observations/present/s1.json").read_text())["observation"]
     sampler = "/proc/$(head -1 /var/lib/tcpfleet/samples/" + run_id + "/s1/pid)"
     stat, memory = _ssh(hosts["s1"], f"cat {sampler}/stat; grep VmRSS {sampler}/status").strip().splitlines()
@@ -75,8 +86,7 @@ def _at_full_load(
         "states": seen["states"]["seconds"],
         "collect": [took.seconds for took in collected],
         "memory": max(took.memory for took in collected),
-        "quiet": quiet,
-        "busy": busy,
+        "echoes": echoes,
         "sampler_cpu": sum(int(ticks) for ticks in fields[11:15]) / 100,
         "sampler_kib": int(memory.split()[1]),
     }
@@ -91,8 +101,8 @@ def _until_held(server: lab.LabHost) -> None:
     time.sleep(5)  # until the ramp's last work is done
 
 
-def _probe(client: lab.LabHost, server: str, beside: list[Path | str] | None) -> tuple[float, list[Took]]:
-    """p99 (ms) of echoes on 50 connections; `beside` is run again and again meanwhile."""
+def _probe(client: lab.LabHost, server: str, beside: list[Path | str]) -> tuple[dict[str, float], list[Took]]:
+    """Percentiles (ms) of echoes on 50 connections; `beside` is run again and again meanwhile."""
     program = "$(ls -t /var/lib/tcpfleet/programs/*/stress_client.py | head -1)"
     words = f"python3 {program} {server} {PORT} --connections 50 --rate 100 --mode heartbeat --interval 0.1"
     argv = [*lab.ssh_command(client, ROOT), f"{words} --hold {PROBE_SECONDS} --json"]
@@ -101,12 +111,15 @@ def _probe(client: lab.LabHost, server: str, beside: list[Path | str] | None) ->
     while beside and probe.poll() is None:
         collected.append(timed(beside))
     out, _ = probe.communicate(timeout=60)
-    return float(json.loads(out)["latency_ms"]["service"]["p99"]), collected
+    return dict(json.loads(out)["latency_ms"]["service"]), collected
+
+
+def _remote(host: lab.LabHost, script: str) -> list[Path | str]:
+    return [*lab.ssh_command(host, ROOT), f"bash -c {shlex.quote('exec 2>&1; ' + script)}"]
 
 
 def _ssh(host: lab.LabHost, script: str) -> str:
-    words = f"bash -c {shlex.quote('exec 2>&1; ' + script)}"
-    return subprocess.run([*lab.ssh_command(host, ROOT), words], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(_remote(host, script), capture_output=True, text=True, check=True).stdout
 
 
 def _words(found: dict[str, Any]) -> str:
@@ -123,8 +136,10 @@ def _words(found: dict[str, Any]) -> str:
             ["of that, counting states by netlink", f"{found['states']:.2f} s"],
             ["`inv collect-report`, five hosts, start to end", f"{median(found['collect']):.2f} s"],
             ["memory of the controller, most", f"{found['memory'] / 2**20:.0f} MiB"],
-            ["echo p99 beside the load", f"{found['quiet']:.2f} ms"],
-            ["echo p99 while collecting all the time", f"{found['busy']:.2f} ms"],
+            *(
+                [f"echo p50, p99, beside {name}", f"{echo['p50']:.2f}, {echo['p99']:.2f} ms"]
+                for name, echo in found["echoes"].items()
+            ),
             [
                 "sampler on s1: CPU in all, memory",
                 f"{found['sampler_cpu']:.2f} s in {rows[-1]['t']:.0f} s, {found['sampler_kib'] / 1024:.0f} MiB",
