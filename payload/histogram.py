@@ -16,6 +16,7 @@ SUB_BITS = 7  # 2**7 = 128 buckets per power of two
 LINEAR = 2 << SUB_BITS  # values below this are exact
 MAX_VALUE = (1 << 36) - 1  # 19 hours in microseconds; more is counted as this much
 SCHEME = "log-linear/7"
+MOST = 1 << 53  # of a count or a maximum that is read: what JSON carries exactly, and many of it add up to 64 bits
 
 
 def bucket_of(value: int) -> int:
@@ -133,10 +134,12 @@ class Histogram:
         out = cls()
         try:
             for index, count in data["buckets"]:
-                if not 0 <= index < SIZE or count < 0:
+                if not 0 <= index < SIZE or not 0 <= count <= MOST:
                     raise ValueError("histogram bucket {!r}: {!r} is out of range".format(index, count))
                 out.counts[index] += count
             out.max = int(data["max"])
+            if not 0 <= out.max <= MOST:
+                raise ValueError("histogram max {!r} is out of range".format(out.max))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError("a histogram is damaged: {!r}".format(error))
         return out

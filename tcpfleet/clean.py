@@ -54,7 +54,7 @@ def clean_host(session: Session, password: Secret | None, user: str, *, check: b
         # Everybody is asked about the server's paths: whose run has made them is in that one's journal alone.
         looked = session.call("clean", {"server": server}, check=True, become=become)
         if looked.get("waiting"):
-            raise HostFailed(f"{looked['msg']}. First: inv rollback --hosts {session.host.name} --all")
+            raise HostFailed(f"{looked.get('msg')}. First: inv rollback --hosts {session.host.name} --all")
         if not looked.get("failed"):
             parts.setdefault(looked["uid"], become)
         elif is_implied:

@@ -10,10 +10,10 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tcpfleet.answers import SERVER_STATUS, misfit
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
-from tcpfleet.report_data import dig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,48 +71,22 @@ def server_status(session: Session) -> dict[str, Any]:
     result = session.call("command", {"argv": _program(session, "status")}, become=session.become)
     if result.get("rc") == NOT_RUNNING:
         return {"running": False, "reason": "not running"}
+    return _parsed(str(result.get("stdout") or ""), result.get("stderr") or result.get("msg") or "nothing")
+
+
+def _parsed(text: str, otherwise: str) -> dict[str, Any]:
+    """:raises HostFailed: it is not the status of a server that runs."""
     try:
-        status = json.loads(result.get("stdout") or "")
-    except ValueError:
-        said = result.get("stderr") or result.get("msg") or "nothing"
-        raise HostFailed(f"echo_server.py status said: {said}") from None
-    lacks = missing_in_status(status)
-    if lacks:
+        status: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        raise HostFailed(f"echo_server.py status said: {otherwise}") from None
+    wrong = misfit(SERVER_STATUS, status)
+    if wrong or not status["running"]:
         raise HostFailed(
-            f"echo_server.py status said nothing of {lacks}: is it of another version? deploy it again"
+            f"echo_server.py status said nonsense: {wrong or 'a server that does not run'}; "
+            "is it of another version? deploy it again"
         )
-    return dict(status) if status["running"] else {"running": False, "reason": "not running"}
-
-
-# What the tasks here and `stress` read of a status, of that of a server that runs, and of each of its workers.
-_STATUS: dict[str, type] = {"running": bool}
-_RUNNING: dict[str, type] = {"pid": int, "started": str, "version": str, "listening": list, "workers": list}
-_RUNNING |= dict.fromkeys(("nofile", "connections", "capacity", "accepted"), int)
-_WORKER: dict[str, type] = dict.fromkeys(
-    ("pid", "connections", "limit", "accepted", "echoes", "bytes", "backpressured", "full"), int
-)
-
-
-def missing_in_status(status: Any) -> str:
-    """What a status lacks, or has as another type; empty for one that can be used.
-
-    >>> missing_in_status({"running": True, "pid": 7})
-    'started, version, listening, workers, nofile, connections, capacity, accepted'
-    >>> missing_in_status([]), missing_in_status({"running": False})
-    ('running', '')
-    """
-    checks = [(status, _STATUS, "")]
-    if dig(status, "running"):
-        checks.append((status, _RUNNING, ""))
-        workers = dig(status, "workers")
-        checks += [(one, _WORKER, "a worker's ") for one in (workers if isinstance(workers, list) else ())]
-    found = (
-        f"{whose}{name}"
-        for row, fields, whose in checks
-        for name, kind in fields.items()
-        if not isinstance(dig(row, name), kind)
-    )
-    return ", ".join(dict.fromkeys(found))
+    return status
 
 
 def server_state(session: Session, address: str, port: int) -> dict[str, Any]:
@@ -248,7 +222,7 @@ def _reload(session: Session, *, check: bool) -> str:
     if result.get("failed") or result.get("rc"):
         said = str(result.get("stderr") or result.get("msg")).strip().splitlines()
         raise HostFailed(said[-1].removeprefix("echo_server.py: ") if said else "it does not say why")
-    return str(result["stdout"])
+    return str(result.get("stdout") or "")
 
 
 def _say_error(options: Options, outcome: Outcome[Any], otherwise: str | None = None) -> None:

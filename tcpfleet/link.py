@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from payload import wire
+from tcpfleet.answers import HELLO, PROGRESS, misfit, wrong_result
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.route import Route, connect, os_reason
 from tcpfleet.secret import Secret
@@ -292,8 +293,6 @@ class Session:
             on_progress=on_progress,
             timeout=timeout,
         )
-        if not results:
-            raise self._lost(f"the agent did not run {op}")
         return results[0]
 
     def run(
@@ -316,6 +315,7 @@ class Session:
             self._send(wire.pack({"type": "run", "id": number, "steps": [step.message() for step in steps]}))
             deadline = None if timeout is None else time.monotonic() + timeout
             heard, done = time.monotonic(), 0
+            failed_in: int | None = None
             begun, arrived, messages = heard, 0, 0
             while True:
                 now = time.monotonic()
@@ -347,14 +347,27 @@ class Session:
                     if about < number:
                         continue  # of a call that ended here before it did there
                     if kind == "progress" and on_progress is not None:
+                        op = steps[min(done, len(steps) - 1)].op
+                        self._check(op, misfit(PROGRESS.get(op, {}), answer["data"]))
                         on_progress(answer["data"])
                     elif kind == "result":
                         if answer["step"] != done or done >= len(steps):
                             raise self._lost("the agent's result is not one that was asked for")
+                        step, result = steps[done], answer["result"]
+                        self._check(step.op, wrong_result(step.op, step.args, result))
+                        if result.get("failed") and not step.go_on:
+                            failed_in = step.task
                         done += 1
-                        on_result(done - 1, answer["result"])
+                        on_result(done - 1, result)
                     elif kind == "end":
+                        if done < len(steps) and (failed_in is None or steps[done].task == failed_in):
+                            raise self._lost(f"the agent did not run {steps[done].op}")
                         return
+
+    def _check(self, op: str, wrong: str | None) -> None:
+        """:raises Unreachable: `wrong` says what is wrong with an answer; whoever talks nonsense is lost."""
+        if wrong is not None:
+            raise self._lost(f"the agent speaks nonsense: answer to {op}: {wrong}")
 
     def _decode(self, data: bytes) -> list[dict[str, Any]]:
         try:
@@ -497,6 +510,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
             raise Unreachable("the payload arrived damaged")
         for message in session._decode(rest) if rest else []:
             if message.get("type") == "hello" and message.get("protocol") == wire.VERSION:
+                session._check("hello", misfit(HELLO, message))
                 session.hello = message
                 return session
             raise Unreachable(f"the agent's first message is not a hello of protocol {wire.VERSION}")

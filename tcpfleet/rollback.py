@@ -281,7 +281,10 @@ def _when(run: Mapping[str, Any]) -> str:
     except ValueError:
         if not run.get("started"):
             return "an unknown time"
-        moment = datetime.datetime.fromtimestamp(run["started"], datetime.timezone.utc)
+        try:
+            moment = datetime.datetime.fromtimestamp(run["started"], datetime.timezone.utc)
+        except (ValueError, OverflowError, OSError):
+            return "an unknown time"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -298,7 +298,7 @@ class Run:
                 self.begun.add(session.host.name)
             clients = [{"index": share.index, "arguments": self._arguments(share)} for share in mine]
             got = checked(session.call("stress", {"action": "start", "run_id": self.run_id, "clients": clients}))
-            answers.extend(answer | {"host": session.host.name} for answer in got["clients"])
+            answers.extend(answer | {"host": session.host.name} for answer in self._own(session, got["clients"]))
 
         outcomes = fleet.run(start, self.all_hosts, at_once=True)
         self.plans = {int(answer["index"]): answer["plan"] for answer in answers}
@@ -426,7 +426,7 @@ class Run:
                 self._observe(session, "after")
                 return
             got = checked(session.call("stress", {"action": "result", "run_id": self.run_id}))
-            for entry in got["clients"]:
+            for entry in self._own(session, got["clients"]):
                 if entry["result"] is None:
                     problems[entry["index"]] = entry["message"]
                 else:  # kept here before the host forgets it
@@ -609,6 +609,17 @@ class Run:
             # One word: a value may begin with a dash. A switch has no value.
             arguments.append(f"{name}={value}" if value else name)
         return arguments
+
+    def _own(self, session: Session, clients: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """What a host says of clients, unless they are not its own.
+
+        :raises HostFailed: it speaks of another host's, whose results these would replace.
+        """
+        mine = {share.index for share in self.shares if share.host.name == session.host.name}
+        for client in clients:
+            if client["index"] not in mine:
+                raise HostFailed(f"it answers for client {client['index']}, which does not run there")
+        return clients
 
     def _release(self, session: Session, barrier: str) -> None:
         if not self.cancelled.is_set():

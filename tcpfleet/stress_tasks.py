@@ -193,14 +193,17 @@ def plan_words(run: Run) -> list[str]:
     """The plan for people: a line per client, and one for the server."""
     lines = []
     for share in run.shares:
-        plan = run.plans.get(share.index) or {}
+        plan = run.plans.get(share.index)
+        if plan is None:
+            lines.append(f"  {share.host.name}, client {share.index}: it told no plan")
+            continue
         workers = plan["workers"]
         memory, nofile = plan["host"]["memory_available"], plan["nofile"]
         lines.append(
             f"  {share.host.name}, client {share.index}: {plan['connections']:,} connections from "
             f"{', '.join(plan['sources'][:4])}{' ...' if len(plan['sources']) > 4 else ''} ports {plan['ports']} "
             f"({plan['usable_ports']:,} usable, {plan['busy_ports']:,} busy), {len(workers)} workers of up to "
-            f"{max(worker['connections'] for worker in workers):,} connections (open files: soft "
+            f"{max((worker['connections'] for worker in workers), default=0):,} connections (open files: soft "
             f"{nofile['soft']:,}, hard {nofile['hard']:,}, reachable {nofile['reachable']:,})"
             + ("" if memory is None else f", {memory / 2**20:,.0f} MiB of memory free")
         )

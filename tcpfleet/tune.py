@@ -6,11 +6,13 @@ In: the recap of a run of playbooks/tune.yml, and what was read back from the ho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from tcpfleet.cli import ROOT
+from tcpfleet.errors import HostFailed
 from tcpfleet.link import Session
 from tcpfleet.playbook import Recap, TaskResult
 from tcpfleet.playbook.engine import Fleet
@@ -21,6 +23,8 @@ _PLAIN = (ABSENT, READ_ONLY, HIGHER)  # their notes say no more than they do
 PROFILES = ROOT / "playbooks" / "profiles"
 SYSCTL_FILE = "/etc/sysctl.d/99-tcpfleet.conf"
 LIMITS_FILE = "/etc/security/limits.d/99-tcpfleet.conf"
+# What the play's script prints; a host whose shell prints more, or another number, has told nothing.
+_PROBED = re.compile(r"\d{1,15}\n\d{1,15}\n\S+(\n\d{1,15} \d{1,15}(:\w+)? \d{1,15})*\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,10 @@ def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dic
             "limits_file": LIMITS_FILE,
             "processes": [pid for pid, *_limits in found.servers] if found else [],
         }
-        return session.call("sysctl_read", args)
+        result = session.call("sysctl_read", args)
+        if not result.get("failed") and result["settings"].keys() != wanted[name].values.keys():
+            raise HostFailed("sysctl_read left out settings that were asked for")
+        return result
 
     outcomes = fleet.run(read, [host for host in hosts if host.name in wanted])
     return {
@@ -342,14 +349,12 @@ def _meant(key: str, near: Sequence[str]) -> str:
 def probed(recap: Recap, host: str) -> Probe | None:
     """What the play found out about open files on a host; None when it did not get so far."""
     result = recap.registered("nofile_probe").get(host)
-    lines = [] if result is None else str(result.result.get("stdout", "")).splitlines()
-    if len(lines) < 3:
+    said = "" if result is None else str(result.result.get("stdout", ""))
+    if not _PROBED.fullmatch(said):
         return None
-    servers = []
-    for line in lines[3:]:
-        pid, limits, before = line.split()
-        servers.append((int(pid), int(limits.partition(":")[0]), int(before)))
-    return Probe(int(lines[0]), int(lines[1]), servers)
+    granted, asked_for, _, *servers = said.splitlines()
+    rows = [[int(word.partition(":")[0]) for word in line.split()] for line in servers if line.strip()]
+    return Probe(int(granted), int(asked_for), [(pid, due, has) for pid, due, has in rows])
 
 
 def _nofile(probe: Probe | None, login: LoginLimit | None, reading: Mapping[str, Any]) -> NofileTuning | None:

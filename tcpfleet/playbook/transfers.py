@@ -250,7 +250,7 @@ def fetch(
         if os.path.basename(path) != os.path.basename(source):  # the host says where ~ is, no more
             return {"changed": False, "failed": True, "file": source, "msg": f"the host answered with {path}"}
         target = fetch_target(path, place, folder, host)
-    if "content_b64" not in answer or (target.is_file() and checksum(target) == answer["checksum"]):
+    if "content_b64" not in answer or (target.is_file() and checksum(target) == answer.get("checksum")):
         return {
             "changed": False,
             "file": path,
@@ -266,10 +266,10 @@ def fetch(
         "dest": str(target),
         "checksum": arrived,
         "md5sum": _md5(target),
-        "remote_checksum": answer["checksum"],
+        "remote_checksum": answer.get("checksum"),
         "remote_md5sum": None,
     }
-    if validate and arrived != answer["checksum"]:
+    if validate and arrived != answer.get("checksum"):
         return {**fields, "changed": False, "failed": True, "file": path, "msg": "checksum mismatch"}
     return {**fields, "changed": True, "msg": f"{path} was brought to {target}"}
 
@@ -319,14 +319,14 @@ def _receive(source: str, answer: Mapping[str, Any], target: Path) -> Asked:
                 os.fchmod(handle.fileno(), stat.S_IMODE(real.stat().st_mode))
             offset = 0
             while True:
-                piece = base64.b64decode(answer["content_b64"])
+                try:
+                    piece = base64.b64decode(answer["content_b64"], validate=True)
+                except (KeyError, ValueError):
+                    msg = "the host sent a piece that is no base64"
+                    return {"changed": False, "failed": True, "file": source, "msg": msg}
                 if not piece and not answer["last"]:
-                    return {
-                        "changed": False,
-                        "failed": True,
-                        "file": source,
-                        "msg": "the host sent an empty piece",
-                    }
+                    msg = "the host sent an empty piece"
+                    return {"changed": False, "failed": True, "file": source, "msg": msg}
                 handle.write(piece)
                 digest.update(piece)
                 offset += len(piece)

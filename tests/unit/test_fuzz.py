@@ -38,13 +38,30 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from operations import OperationError, _host, _sysctl_order, systemd
 
-from tcpfleet import hostkeys, link, report, report_data, report_render, runs
-from tcpfleet.cli import number
+from tcpfleet import (
+    answers,
+    deploy,
+    hostkeys,
+    link,
+    merge,
+    progress,
+    report,
+    report_data,
+    report_render,
+    rollback,
+    runs,
+    samples,
+    stress_tasks,
+    tune,
+    tune_status,
+)
+from tcpfleet.cli import Options, number
 from tcpfleet.errors import BadInput, HostFailed, LocatedError, Unreachable
+from tcpfleet.fleet import Outcome
 from tcpfleet.inventory import Host, Inventory, graph, to_json
 from tcpfleet.playbook import PlaybookErrors, load
 from tcpfleet.playbook.parse import read_vars
-from tcpfleet.stress import Run
+from tcpfleet.stress import Request, Run, Share
 from tests import report_samples
 from tests.running import ROOT
 
@@ -274,7 +291,7 @@ class Said:
 ANSWERS = [
     {"type": "beat"},
     {"type": "progress", "id": 1, "step": 0, "data": {"lines": []}},
-    {"type": "result", "id": 1, "step": 0, "result": {"changed": False, "msg": ""}},
+    {"type": "result", "id": 1, "step": 0, "result": {"changed": False, "msg": "", "ping": "pong"}},
     {"type": "end", "id": 1},
 ]
 
@@ -289,6 +306,96 @@ def hear(messages: Any) -> None:
     session = link.Session(Host("sick", {}, ()), Said(frames), {}, link.wire.Decoder(link.wire.FROM_AGENT))
     result = session.call("ping", {}, on_progress=lambda data: data.get("lines"))
     assert isinstance(result.get("failed"), (object, type(None)))
+
+
+HIST = histogram.Histogram()
+HIST.record(1200, 5)
+
+
+def sample_of(shape: Any) -> Any:
+    """Something that has a shape of tcpfleet.answers."""
+    if isinstance(shape, tuple):
+        return sample_of(shape[0])
+    if isinstance(shape, dict):
+        return {name.strip("?*") or "x": sample_of(one) for name, one in shape.items()}
+    if isinstance(shape, list):
+        return [sample_of(one) for one in shape * (2 if len(shape) == 1 else 1)]
+    if isinstance(shape, frozenset):
+        return sorted(shape)[0]
+    plain = {str: "a\t7", int: 7, float: 1.5, bool: True, None: None}
+    return plain[shape] if shape in plain else HIST.to_dict()
+
+
+def merged(result: Any) -> dict[str, Any]:
+    """The record of a run with two clients, of which one is sound."""
+    sound = sample_of(answers._RESULT)
+    record = merge.run_record(
+        run_id="r", started="s", targets=[{"host": "s1", "address": "a", "port": 1}], command="c", version="v",
+        per_client=7, shares=[{"index": 0, "host": "c1"}, {"index": 1, "host": "c2"}], problems={}, lost={},
+        results={0: result, 1: sound}, observations={}, interrupted=False,
+    )  # fmt: skip
+    merge.summary(record)
+    return record
+
+
+def each_sample(answer: Any) -> None:
+    series = samples.Series("c1")
+    series.take(answer, 5.0)
+    series.to_dict(3.0)
+
+
+def a_plan(answer: Any) -> None:
+    host = Host("c1", {}, ())
+    run = Run(Request(1, 7, (), (), "inv stress"), [Share(0, host, 0, 1)], "r")
+    run.plans = {0: answer["clients"][0]["plan"]} if answer["clients"] else {}
+    stress_tasks.plan_words(run)
+
+
+def a_reading(answer: Any) -> None:
+    asked = tune.Asked({"x": "7"}, {"x": "7"}, {}, frozenset())
+    for reading in answer["settings"].values():
+        tune_status.key_state("x", "7", reading, asked)
+        tune.key_tuning("x", "7", {"exists": True, "writeable": True}, {"status": "applied"}, reading, asked)
+    tune.later_limits(answer)
+
+
+def undone(answer: Any) -> None:
+    found = rollback.HostRollback(undone=[rollback.Undone("r", "tune", answer["entries"], answer["undone"])])
+    outcome = Outcome(Host("c1", {}, ()), "ok", found)
+    rollback.render({"c1": outcome}, listing=False)
+    json.dumps(rollback._to_json(outcome))
+
+
+# What is done with an operation's answer in the thread that tells of all hosts.
+USES: dict[str, Callable[[Any], object]] = {
+    "stress start": a_plan,
+    "stress poll": lambda answer: progress._cells(progress._add(answer["clients"])),
+    "stress list": lambda answer: [progress._add(one) for one in answer["runs"].values()],
+    "stress result": lambda answer: [merged(one["result"]) for one in answer["clients"] if one["result"]],
+    "sample read": each_sample,
+    "sysctl_read": a_reading,
+    "rollback undo": undone,
+    "rollback list": lambda answer: [
+        rollback._run_line(one) for one in rollback._listed([rollback._Journals(None, answer["runs"])])
+    ],
+}
+ANSWERED = {name: sample_of(shape) for name, shape in answers.RESULTS.items()}
+STATUS = sample_of(answers.SERVER_STATUS)
+
+
+def answered(name: str, answer: Any) -> None:
+    """An answer that is not refused is used as any other is."""
+    op, _, action = name.partition(" ")
+    sound = isinstance(answer, dict) and answers.wrong_result(op, {"action": action}, answer) is None
+    if sound and not (answer.get("failed") or answer.get("skipped")):
+        USES.get(name, lambda one: one)(answer)
+
+
+def a_server(status: Any) -> None:
+    options = Options({})
+    options.say = lambda text: None  # type: ignore[method-assign]
+    told = deploy._parsed(json.dumps(status), "")
+    deploy._say_status(options, Outcome(Host("s1", {}, ()), "ok", told))
 
 
 def netlink(data: bytes) -> None:
@@ -360,8 +467,6 @@ INI = "[web]\nw1 ansible_host=10.0.0.1 a='x y'\nw[1:3]\n[web:vars]\nb=1\n[all:ch
 PLAYBOOKS = [path.read_text() for path in sorted((ROOT / "tests/parity/playbooks").glob("*.yml"))]
 OBSERVATION = report_samples.observation()
 RECORD = report_samples.run(failed=5, seconds=3)
-HIST = histogram.Histogram()
-HIST.record(1200, 5)
 
 PROFILES = [path.read_text() for path in sorted((ROOT / "playbooks/profiles").glob("*.yml"))]
 INVENTORIES = [*cases_of("inventory_cases", "files"), INI]
@@ -401,6 +506,8 @@ def as_typed(*samples: str) -> st.SearchStrategy[str]:
 TARGETS = [
     Target("wire", bent_bytes(*(wire.pack(one) for one in ANSWERS)), feed, (wire.ProtocolError,), 150),
     Target("session", swapped(ANSWERS), hear, (Unreachable, HostFailed), 40),
+    *(Target(f"answer: {name}", swapped(one), partial(answered, name), (), 3) for name, one in ANSWERED.items()),
+    Target("server status", swapped(STATUS), a_server, (HostFailed,), 3),
     Target("known_hosts", bent(KNOWN_HOSTS), lambda text: hostkeys.parse(text, "f").about("h"), (), 20),
     Target("host certificate", bent_bytes(CERTIFICATE), show, (hostkeys.HostKeyRefused,), 20),
     *parsers(),
@@ -457,7 +564,16 @@ TARGETS = [
 
 NAN = {**OBSERVATION, "states": {**OBSERVATION["states"], "client": {"SYN-SENT": float("nan")}}}
 BACKWARDS = CHUNKS.replace(b"2;x=1", b"-5")
+WRONG = {name: copy.deepcopy(one) for name, one in ANSWERED.items()}
+WRONG["stress result"]["clients"][0]["result"]["histograms"]["connect"]["buckets"] = [[5, 2**63]]
+WRONG["stress result"]["clients"][0]["result"]["timeline"][0]["t"] = float("nan")
+WRONG["sysctl_read"]["settings"]["x"]["boot"] = {"file": "f"}
+WRONG["rollback list"]["runs"][0]["state"] = "another"
+WRONG["rollback list"]["runs"][1] |= {"run": "x", "started": 2**50}
 FOUND: list[tuple[str, Any]] = [
+    *((f"answer: {name}", WRONG[name]) for name in ("stress result", "sysctl_read", "rollback list")),
+    ("server status", []),
+    ("server status", STATUS | {"running": False}),
     ("parse_cpu", "cpu  1000 2 300\nprocs_running\n"),
     ("parse_loadavg", "0.5 0.4"),
     ("parse_stat_parent", "1 (sh)"),

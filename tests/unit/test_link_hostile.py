@@ -37,7 +37,7 @@ def say(message):
 def word(text):
     raw(b"\\n" + token.encode() + b" " + text + b"\\n")
 def answer(**more):
-    say(dict({{"type": "result", "id": 1, "step": 0, "result": {{"changed": False}}}}, **more))
+    say(dict({{"type": "result", "id": 1, "step": 0, "result": {{"changed": False, "ping": "pong"}}}}, **more))
 def heard(count=1):
     while count > 0:
         count -= len(os.read(0, 1 << 20))
@@ -92,6 +92,7 @@ AT_WORK = {
     "another hello": ("say(hello); forever()", "not one that was asked for"),
     "an end without a result": ("say({'type': 'end', 'id': 1}); forever()", "did not run ping"),
     "death": ("sys.stderr.write('Killed'); sys.exit(137)", "ended during ping: Killed"),
+    "a result that lacks what was asked": ("answer(result={}); forever()", "answer to ping: ping is missing"),
     "a closed pipe": ("os.close(1); forever()", "ended during ping"),
 }
 
@@ -136,16 +137,24 @@ def test_a_hostile_host_at_work(tmp_path: Path, body: str, said: str) -> None:
 def test_a_host_whose_answer_is_nonsense_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hosts = [Host("sick", {}, ()), Host("well", {}, ())]
     how = {
-        "sick": fake(
-            tmp_path, "word(b'have'); say(hello); heard(); answer(); say({'type':'end','id':1}); forever()"
-        ),
+        "sick": fake(tmp_path, "word(b'have'); say(hello); heard(); answer(result={'ping': 5}); forever()"),
         "well": Connection("here", "local", "here"),
     }
     with Fleet(hosts, lambda host: how[host.name]) as fleet:
         outcomes = fleet.run(lambda session: session.call("ping", {})["ping"])
         fleet._sessions["sick"]._stream._process.kill()  # type: ignore[attr-defined]
     assert outcomes["well"].value == "pong"
-    assert outcomes["sick"].status == "failed" and "KeyError: 'ping'" in str(outcomes["sick"].error)
+    assert outcomes["sick"].status == "unreachable"
+    assert "speaks nonsense: answer to ping: ping is a int" in str(outcomes["sick"].error)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_bug_about_one_host_is_seen_and_ends_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    hosts = [Host("one", {}, ()), Host("well", {}, ())]
+    with Fleet(hosts, lambda host: Connection("here", "local", "here")) as fleet:
+        outcomes = fleet.run(lambda session: {"well": "pong"}[session.host.name])
+    assert outcomes["well"].value == "pong"
+    assert outcomes["one"].status == "failed" and "KeyError: 'one'" in str(outcomes["one"].error)
     assert "Traceback" in capsys.readouterr().err
 
 
