@@ -11,6 +11,7 @@ Among alternatives that are objects the first counts whose first field is there.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,14 +39,20 @@ def _histogram(value: Any) -> None:
     Histogram.from_dict(value)
 
 
+def _moment(value: Any) -> None:
+    moment = datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    if moment.tzinfo is None or not 1970 <= moment.year < 2400:
+        raise ValueError(f"{value!r:.60} is no moment of a run")
+
+
 _RESULT = {  # of a stress client, payload/stress_supervisor.py
     "connections": {"requested": int, "established": int, "verified": int, "failed": int},
     "rate": {"echoes_per_second": NUMBER},
     "echoes": {"sent": int, "verified": int, "mismatched": int, "lost": int, "steady": int},
     "churn?": ({"connects": int, "verified": int, "per_second": NUMBER}, None),
     "seconds": {"hold": NUMBER, "ramp_span": ([NUMBER, NUMBER], [])},
-    "interrupted": bool, "ended": str, "warnings": [str], "options": {}, "plan": {},
-    "errors": [{"phase": str, "errno": str, "count": int, "first": str, "last": str, "sample": str}],
+    "interrupted": bool, "started?": _moment, "ended": _moment, "warnings": [str], "options": {}, "plan": {},
+    "errors": [{"phase": str, "errno": str, "count": int, "first": _moment, "last": _moment, "sample": str}],
     "wall": ({"name": str, "evidence": str, "fix": str}, None),
     "hosts": [{"workers": [{"slow_connects?": int}]}],
     "timeline": [{"t": NUMBER, "open": int, "established": int, "failed": int, "echoes": int}],

@@ -7,6 +7,7 @@ requested = verified + failed, and echoes sent = verified + mismatched + lost.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ ECHOES = ("sent", "verified", "mismatched", "lost")
 MOST_LATENCIES = 1200
 MOST_POINTS = 2000  # timeline rows kept: a chart is about 1,000 pixels wide
 HISTOGRAMS = ("connect", "first", "service", "response")
+CLOCK = 60.0  # seconds between the starts of a run and of its client's ramp that only clocks can account for
 
 
 def run_record(
@@ -57,6 +59,8 @@ def run_record(
     """
     missing = [share for share in shares if share["index"] not in results]
     hosts_of = {share["index"]: share["host"] for share in shares}
+    ahead = {index: seconds_ahead(result, started) for index, result in results.items()}
+    results = {index: _by_our_clock(result, ahead[index]) for index, result in results.items()}
     connections = {name: sum(result["connections"][name] for result in results.values()) for name in COUNTS}
     connections["requested"] += per_client * len(missing)
     connections["failed"] += per_client * len(missing)
@@ -124,6 +128,11 @@ def run_record(
             f"{hosts_of[index]}, client {index}: {text}"
             for index, result in sorted(results.items())
             for text in result["warnings"]
+        ]
+        + [
+            f"{hosts_of[index]}, client {index}: {_clock_words(off)}; its times were moved"
+            for index, off in sorted(ahead.items())
+            if off
         ],
         "hosts": host_rows(shares, results, targets, lost, observations),
         "timeline": timeline,
@@ -176,6 +185,41 @@ def run_record(
             ),
         )
     return record
+
+
+def seconds_ahead(result: Mapping[str, Any], started: str) -> float:
+    """By how much the clock of a client's host is ahead of the controller's; 0 where that is not plain.
+
+    >>> seconds_ahead({"started": "2026-01-31T12:00:01.500Z"}, "2026-01-31T11:00:00+00:00")
+    3601.5
+    """
+    if not result.get("started"):
+        return 0.0
+    ahead = (_moment(result["started"]) - _moment(started)).total_seconds()
+    return ahead if abs(ahead) > CLOCK else 0.0
+
+
+def _clock_words(ahead: float) -> str:
+    if ahead > 0:
+        return f"its clock is {ahead:,.0f} s ahead of the controller's"
+    return f"its clock is {-ahead:,.0f} s behind the controller's"
+
+
+def _moment(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _by_our_clock(result: Mapping[str, Any], ahead: float) -> Mapping[str, Any]:
+    """A client's result with its moments as this machine's clock had them."""
+    if not ahead:
+        return result
+
+    def moved(text: str) -> str:
+        moment = _moment(text) - datetime.timedelta(seconds=ahead)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    errors = [row | {"first": moved(row["first"]), "last": moved(row["last"])} for row in result["errors"]]
+    return {**result, "ended": moved(result["ended"]), "errors": errors}
 
 
 def _echo_rate(results: Mapping[int, Mapping[str, Any]], echoes: Mapping[str, int], ramp: float) -> float:

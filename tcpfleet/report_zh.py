@@ -773,6 +773,9 @@ OUTSIDE = {
         "检查服务端的日志、它自身的连接上限与 nofile 限制（`inv server-status`）"
     ),
     # ---- warnings of the clients
+    "its clock is {seconds} s ahead of the controller's": "其时钟比控制端快 {seconds} 秒",
+    "its clock is {seconds} s behind the controller's": "其时钟比控制端慢 {seconds} 秒",
+    "its times were moved": "其时间已按控制端校正",
     "was stopped after {seconds} s of hold": "在保持 {seconds} 秒后被停止",
     "the asked rate of {asked} connects/s was not reached in the {where}: {got}": (
         "没有达到要求的 {asked} 建连/秒（{where}）：{got}"

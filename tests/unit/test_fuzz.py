@@ -310,6 +310,7 @@ def hear(messages: Any) -> None:
 
 HIST = histogram.Histogram()
 HIST.record(1200, 5)
+MOMENT = "2026-01-31T12:00:00.000Z"
 
 
 def sample_of(shape: Any) -> Any:
@@ -323,15 +324,15 @@ def sample_of(shape: Any) -> Any:
     if isinstance(shape, frozenset):
         return sorted(shape)[0]
     plain = {str: "a\t7", int: 7, float: 1.5, bool: True, None: None}
-    return plain[shape] if shape in plain else HIST.to_dict()
+    return plain[shape] if shape in plain else MOMENT if shape is answers._moment else HIST.to_dict()
 
 
 def merged(result: Any) -> dict[str, Any]:
     """The record of a run with two clients, of which one is sound."""
     sound = sample_of(answers._RESULT)
     record = merge.run_record(
-        run_id="r", started="s", targets=[{"host": "s1", "address": "a", "port": 1}], command="c", version="v",
-        per_client=7, shares=[{"index": 0, "host": "c1"}, {"index": 1, "host": "c2"}], problems={}, lost={},
+        run_id="r", started="2025-01-31T12:00:00.000Z", command="c", version="v",
+        targets=[{"host": "s1", "address": "a", "port": 1}], per_client=7, shares=[{"index": 0, "host": "c1"}, {"index": 1, "host": "c2"}], problems={}, lost={},
         results={0: result, 1: sound}, observations={}, interrupted=False,
     )  # fmt: skip
     merge.summary(record)

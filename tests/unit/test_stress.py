@@ -1,5 +1,6 @@
 """Dealing clients to hosts, finding the target, and merging what clients report: pure functions by tables."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +152,18 @@ def test_all_verified_is_a_pass() -> None:
     assert run["latency_ms"]["connect"]["p50"] == pytest.approx(1.0, rel=0.02)
     assert run["latency_ms"]["connect"]["max"] == pytest.approx(9.0, rel=0.02)
     assert [host["name"] for host in run["hosts"]] == ["c0", "c1", "s1"]
+
+
+@pytest.mark.parametrize(("year", "said"), [(2027, "31,536,000 s ahead of"), (2025, "31,536,000 s behind")])
+def test_a_client_whose_clock_is_a_year_off_is_told_and_moves_no_moment_of_the_run(year: int, said: str) -> None:
+    results = {n: result(50, 50) | {"started": "2026-01-01T00:00:00.400Z"} for n in range(2)}
+    results[1] = json.loads(json.dumps(results[1]).replace('"2026-', f'"{year}-'))
+    run = record(results, 2)
+    assert run["ended"] == "2026-01-01T00:00:09.000Z"
+    assert all(row[end].startswith(("2026-01-01T00:0", "2025-12-31T23:59:59.6")) for row in run["errors"]
+               for end in ("first", "last"))  # fmt: skip
+    assert f"c1, client 1: its clock is {said} the controller's; its times were moved" in run["warnings"]
+    assert not any("c0" in text and "clock" in text for text in run["warnings"])
 
 
 def test_the_ramp_is_that_of_all_clients_together() -> None:
