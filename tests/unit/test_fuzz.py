@@ -331,10 +331,19 @@ def merged(result: Any) -> dict[str, Any]:
     """The record of a run with two clients, of which one is sound."""
     sound = sample_of(answers._RESULT)
     record = merge.run_record(
-        run_id="r", started="2025-01-31T12:00:00.000Z", command="c", version="v",
-        targets=[{"host": "s1", "address": "a", "port": 1}], per_client=7, shares=[{"index": 0, "host": "c1"}, {"index": 1, "host": "c2"}], problems={}, lost={},
-        results={0: result, 1: sound}, observations={}, interrupted=False,
-    )  # fmt: skip
+        run_id="r",
+        started="2025-01-31T12:00:00.000Z",
+        targets=[{"host": "s1", "address": "a", "port": 1}],
+        command="c",
+        version="v",
+        per_client=7,
+        shares=[{"index": 0, "host": "c1"}, {"index": 1, "host": "c2"}],
+        results={0: result, 1: sound},
+        problems={},
+        lost={},
+        observations={},
+        interrupted=False,
+    )
     merge.summary(record)
     return record
 
