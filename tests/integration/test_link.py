@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import ROOT, Inv, Lab
+from tests.integration.test_playbooks import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -124,7 +125,8 @@ def test_a_host_that_falls_silent_is_unreachable_within_the_idle_timeout(
     path = inventory(tmp_path, c1={"ansible_host": C1}, c2={"ansible_host": "10.77.0.22"})
     process = inv.start("play", str(book), "--inventory", path)
     try:
-        time.sleep(3)
+        for host in ("c1", "c2"):
+            wait_until("sleep", lambda host=host: running_lab.ssh(host, "pgrep -f '[s]leep 120' || true"))
         # The host still answers on the network, but no packet of the agent's session comes through any more.
         pid = running_lab.ssh("c1", "pgrep -f '[s]leep 120'").split()[0]
         running_lab.ssh("c1", "for p in $(pgrep -f '[I] -S -c import zlib'); do kill -STOP $p; done")
