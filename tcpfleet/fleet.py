@@ -199,7 +199,12 @@ class Fleet:
                 raise Unreachable("the lab is not up on this machine: inv lab-up")
             if how.password is None:
                 how = replace(how, password=self._password)
-            session = open_session(host, how, connect_timeout=self._connect_timeout, keys=self._keys, ask=ask)
+            try:
+                session = open_session(host, how, connect_timeout=self._connect_timeout, keys=self._keys, ask=ask)
+            except Unreachable as error:
+                if lab.GROUP in host.groups and lab.is_off(host.name, how.address):
+                    raise Unreachable(f"{error}; this lab host is powered off: inv lab-up") from None
+                raise
             if how.become:
                 password = how.become_password or self._become_password
                 session.become = Become(how.become_user, how.become_method, password, how.become_exe or "sudo")

@@ -179,6 +179,15 @@ def is_down_for(address: str) -> bool:
         return False
 
 
+def is_off(name: str, address: str) -> bool:
+    """Whether that is a host of this machine's lab which does not run while the lab is up."""
+    try:
+        is_known = _owner() is not None and LabHost(name, address) in _owner_hosts()
+    except (Refused, OSError, ValueError, KeyError):  # not ours to look at
+        return False
+    return is_known and name not in _machines()
+
+
 def why_not() -> str | None:
     """One sentence on why this machine cannot boot a lab, or None when it can."""
     if os.geteuid() != 0:

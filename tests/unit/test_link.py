@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import marshal
 import os
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpfleet import link
+from tcpfleet import lab, link
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Connection, Host
@@ -233,6 +234,25 @@ def test_a_dead_host_does_not_stop_the_others() -> None:
     assert outcomes["h3"].status == "failed" and "/nonexistent" in str(outcomes["h3"].error)
     assert len(seen) == 6 and list(outcomes) == [host.name for host in hosts]
     assert again["h3"].error == outcomes["h3"].error
+
+
+@pytest.mark.parametrize(
+    ("name", "running", "said"),
+    [("c2", {}, "; this lab host is powered off: inv lab-up"), ("c2", {"c2": 1}, ""), ("x", {}, "")],
+)
+def test_a_lab_host_without_power_says_how_it_gets_it(
+    name: str, running: dict[str, int], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = tmp_path / "owner"
+    owner.write_text(json.dumps({"checkout": str(tmp_path), "hosts": [["c2", "127.0.0.1"]]}))
+    monkeypatch.setattr(lab, "OWNER", owner)
+    monkeypatch.setattr(lab, "_machines", lambda: running)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    how = Connection("c2", "ssh", "127.0.0.1", port=port)
+    with Fleet([Host(name, {}, ("lab",))], lambda host: how) as fleet:
+        outcome = fleet.run(lambda session: session.call("ping", {}))[name]
+    assert outcome.error == f"no connection to 127.0.0.1:{port}: Connection refused{said}"
 
 
 def test_bad_input_from_a_worker_reaches_the_caller() -> None:
