@@ -528,22 +528,25 @@ class Journal(object):
         if self._broken is not None:
             raise OSError(self._broken, os.strerror(self._broken))
         data = json.dumps(line, sort_keys=True).encode("ascii") + b"\n"
-        written = os.write(descriptor, data)
+        # One at a time: behind half a line, another agent's would make all of the file unreadable.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
         try:
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        except OSError as error:
-            # Half a line in the middle of the file would make all of it unreadable. It goes, unless another
-            # agent has written behind it; that one's lines count.
-            end = os.lseek(descriptor, 0, os.SEEK_CUR)
-            if os.fstat(descriptor).st_size == end:
-                os.ftruncate(descriptor, end - written)
-            if written == len(data):
-                # What could not be flushed is lost, and the kernel says so once: a later success would not mean
-                # that what is before it has reached the disk (https://lwn.net/Articles/752063/).
-                self._broken = error.errno
-            raise
+            _drop_torn(descriptor)
+            size = os.fstat(descriptor).st_size
+            try:
+                written = os.write(descriptor, data)
+                if written != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except OSError as error:
+                if os.fstat(descriptor).st_size == size + len(data):
+                    # What could not be flushed is lost, and the kernel says so once: a later success would not
+                    # mean that what is before it has reached the disk (https://lwn.net/Articles/752063/).
+                    self._broken = error.errno
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
     def close(self):
         """Lets go of the file."""
@@ -585,6 +588,8 @@ def private(where, top=None):
 
 def _drop_torn(descriptor):
     size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) == b"\n":
+        return
     end, step = size, 1 << 16
     while end > 0:
         start = max(0, end - step)

@@ -293,6 +293,30 @@ def test_a_torn_line_goes_before_more_is_written(place: Path) -> None:
     assert statuses(undo(place)) == ["restored", "restored"]
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["killed", "disk full"])
+def test_half_a_line_is_gone_before_another_agent_writes_behind_it(
+    place: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = journal.Journal(RUN), journal.Journal(RUN)
+    real = os.write
+    try:
+        for book in (one, other):
+            book.append({"kind": "command", "command": "first"})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:20]))
+            if not full:  # nobody is left to take it back
+                patch.setattr(os, "ftruncate", lambda *_: None)
+            with pytest.raises(OperationError, match="No space left"):
+                one.append({"kind": "command", "command": "half"})
+        assert book_of().read_bytes().endswith(b"\n") is full
+        other.append({"kind": "command", "command": "behind"})
+    finally:
+        one.close()
+        other.close()
+    (run,) = journal.runs()
+    assert [entry["command"] for entry in run.load().entries] == ["first", "first", "behind"]
+
+
 @pytest.mark.parametrize("damage", [b"no json\n", b'{"kind": "other", "id": "1"}\n', b"{}\n", b"[]\n", b"\xff\n"])
 def test_a_damaged_journal_is_named_and_not_guessed_about(place: Path, damage: bytes) -> None:
     perform(place, LINE)
@@ -589,14 +613,21 @@ def test_another_agents_line_outlives_a_line_that_finds_no_room(
         book.append({"kind": "command", "command": "first"})
     real = os.write
 
+    children = []
+
     def write(descriptor: int, data: bytes) -> int:
         monkeypatch.setattr(journal.os, "write", real)
-        theirs.append({"kind": "command", "command": "theirs"})
+        children.append(os.fork())
+        if not children[0]:
+            theirs.append({"kind": "command", "command": "theirs"})
+            os._exit(0)
+        time.sleep(0.2)  # it waits for its turn
         return real(descriptor, data[: len(data) // 2])
 
     monkeypatch.setattr(journal.os, "write", write)
     with pytest.raises(OperationError, match="No space left"):
         ours.append({"kind": "command", "command": "ours"})
+    os.waitpid(children[0], 0)
     ours.append({"kind": "command", "command": "again"})
     lines = [json.loads(line).get("command") for line in book_of().read_text().splitlines()[1:]]
     ours.close(), theirs.close()
