@@ -24,6 +24,7 @@ from tcpfleet.errors import BadInput
 STARS = "********"
 # Shorter ones are no Secrets less, but replacing them would tear other words and numbers apart.
 SHORTEST = 4  # characters
+LONGEST = 64 * 1024  # bytes that a program may print of which the first line is a password
 _forms: set[str] = set()
 
 
@@ -160,14 +161,19 @@ def from_command(option: str, command: str) -> Secret:
     """
     try:
         argv = shlex.split(command)
-        done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            said = process.stdout.read(LONGEST + 1)
+            if len(said) > LONGEST:
+                process.kill()
+                raise BadInput(f"{option}: {argv[0]} prints more than {LONGEST:,} bytes, not a password")
     except (ValueError, IndexError) as error:
         raise BadInput(f"{option}: cannot be split into words: {error}") from None
     except OSError as error:
         raise BadInput(f"{option}: cannot start {argv[0]}: {error.strerror}") from None
-    if done.returncode:
-        raise BadInput(f"{option}: {argv[0]} failed with exit status {done.returncode}")
-    line = done.stdout.partition(b"\n")[0].rstrip(b"\r")
+    if process.returncode:
+        raise BadInput(f"{option}: {argv[0]} failed with exit status {process.returncode}")
+    line = said.partition(b"\n")[0].rstrip(b"\r")
     try:
         text = line.decode()
     except UnicodeDecodeError:

@@ -84,6 +84,7 @@ def test_a_traceback_holds_no_secret() -> None:
         ("sh -c 'echo canary; exit 3'", "sh failed with exit status 3"),
         ("true", "true printed no password"),
         (r"printf '\377'", "is not UTF-8"),
+        ("yes canary", "yes prints more than 65,536 bytes"),
     ],
 )
 def test_a_password_command_that_gives_none(command: str, said: str) -> None:
