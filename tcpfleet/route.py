@@ -15,7 +15,6 @@ import shlex
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,44 +39,6 @@ HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to 
 _TAME = re.compile(r"[\w.:%@+-]+")  # in host and user names, before a shell sees them
 USER_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"  # as in OpenSSH
 CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
-
-_config_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=8)
-def _load_fabric_config(path: str | None) -> Any:
-    import logging
-
-    import fabric
-
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())
-    logging.getLogger("paramiko").propagate = False  # its errors reach us as exceptions
-    # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder.
-    return fabric.Config(lazy=True, runtime_ssh_path=path)
-
-
-def _fabric_config(path: str | None) -> Any:
-    """A copy of Fabric's Config, which is loaded once per ssh_config and not by two threads at a time.
-
-    A copy, since a Connection writes into the Config that it is given.
-    """
-    import paramiko
-
-    with _config_lock:
-        config = _load_fabric_config(os.devnull if path == "none" else path and os.path.expanduser(path))
-        if config.base_ssh_config is None or not getattr(config, "_tcpfleet_loaded", False):
-            try:
-                config.load_ssh_config()
-            except (OSError, paramiko.ConfigParseError) as error:
-                raise BadInput(f"{path or 'ssh_config'}: {os_reason(error)}") from None
-            # Paramiko would fill in a port and user that the inventory may give otherwise: `route` does it.
-            ssh_config = config.base_ssh_config
-            ssh_config.TOKENS_BY_CONFIG_KEY = {**ssh_config.TOKENS_BY_CONFIG_KEY, "proxycommand": []}
-            object.__setattr__(config, "_tcpfleet_loaded", True)
-        # Not config.clone(), which reads the files again and adds their rules to the shared ones.
-        import fabric
-
-        return fabric.Config(ssh_config=config.base_ssh_config, lazy=True)
 
 
 class Route:
@@ -185,9 +146,12 @@ def _way(
 def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
     import fabric
 
-    from tcpfleet import hostkeys
+    from tcpfleet import hostkeys, ssh_config
 
-    config = _fabric_config(how.ssh.config_file)
+    _quiet_paramiko()
+    # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder. A new
+    # Config for each route, since a Connection writes into the one that it is given.
+    config = fabric.Config(ssh_config=ssh_config.load(how.ssh.config_file), lazy=True)
     target = _Hop(how.address, how.user, how.port)
     way, command = _way(config.base_ssh_config, target, how.ssh.proxy_jump, how.ssh.proxy_command)
     hops: list[fabric.Connection] = []
@@ -216,6 +180,8 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
         hop.connect_kwargs["key_filename"] = [
             file for file in files if file == named or os.path.isfile(os.path.expanduser(file))
         ]
+        _refuse_what_does_not_count(hop)
+        _choose_identities(hop)
         unlocked = [key for key in map(keys.unlocked, _identities(hop)) if key is not None]
         if unlocked:
             hop.connect_kwargs["pkey"] = unlocked[-1]
@@ -242,6 +208,60 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
         tokens = {"%%": "%", "%h": first.host, "%n": way[0].host, "%p": str(first.port), "%r": first.user}
         command = re.sub("%.", lambda found: tokens.get(found[0], found[0]), command)
     return Route(hops, command)
+
+
+def _refuse_what_does_not_count(hop: fabric.Connection) -> None:
+    """:raises BadInput: ssh_config says for this hop what changes who may log in where, and is not supported."""
+    certificate = hop.ssh_config.get("certificatefile")
+    beside = [os.path.expanduser(file) + "-cert.pub" for file in hop.connect_kwargs["key_filename"]]
+    if certificate and os.path.expanduser(certificate) not in beside:
+        why = f"CertificateFile {certificate}: put it beside its key as KEY-cert.pub, where it is found"
+        raise BadInput(f"ssh_config for {hop.host}: {why}")
+    agent = hop.ssh_config.get("identityagent", "none")
+    if agent.lower() != "none" and agent not in ("SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"):
+        raise BadInput(f"ssh_config for {hop.host}: IdentityAgent {agent}: set SSH_AUTH_SOCK instead")
+    if _unless_none(hop.ssh_config.get("revokedhostkeys")):
+        why = "RevokedHostKeys is not supported: mark the keys @revoked in known_hosts"
+        raise BadInput(f"ssh_config for {hop.host}: {why}")
+
+
+def _choose_identities(hop: fabric.Connection) -> None:
+    """IdentitiesOnly and IdentityAgent; files that are public keys say which of the agent's keys is meant."""
+    if hop.ssh_config.get("identityagent", "").lower() == "none":
+        hop.connect_kwargs["allow_agent"] = False
+    files = hop.connect_kwargs["key_filename"]
+    hop.connect_kwargs["key_filename"] = [file for file in files if not _public_key(file)]
+    if hop.ssh_config.get("identitiesonly", "no").lower() != "yes":
+        return
+    named = files or _identities(hop)
+    if files:
+        hop.connect_kwargs["look_for_keys"] = False
+    if hop.connect_kwargs.get("allow_agent", True):
+        import paramiko
+
+        wanted = {key for file in named if (key := _public_key(file) or _public_key(f"{file}.pub"))}
+        held = [key for key in paramiko.Agent().get_keys() if key.get_base64() in wanted] if wanted else []
+        if held:
+            hop.connect_kwargs["pkey"] = held[0]
+    hop.connect_kwargs["allow_agent"] = False
+
+
+def _public_key(file: str) -> str | None:
+    """The base64 of a public key in a file of one; None: it holds something else, or cannot be read."""
+    try:
+        words = Path(file).expanduser().read_bytes()[:16384].decode("ascii", "replace").split()
+    except OSError:
+        return None
+    return words[1] if len(words) > 1 and words[0].startswith(("ssh-", "ecdsa-", "sk-")) else None
+
+
+@functools.cache
+def _quiet_paramiko() -> None:
+    """Its errors reach us as exceptions."""
+    import logging
+
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False
 
 
 def _known_hosts(how: Connection, ssh_config: Mapping[str, str]) -> list[Path]:
@@ -271,6 +291,8 @@ def _unless_none(setting: str | None) -> str | None:
 
 def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callable[[str], Secret]) -> Route:
     """An open route; every way in which that can fail becomes one sentence of Unreachable."""
+    import paramiko
+
     from tcpfleet.hostkeys import HostKeyRefused
     from tcpfleet.keys import is_encrypted
 
@@ -281,6 +303,8 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
             way_in = route(how, connect_timeout, keys)
         except HostKeyRefused as error:
             raise Unreachable(str(error)) from None
+        except (ValueError, paramiko.SSHException) as error:  # a port or number that is none, among others
+            raise BadInput(f"ssh_config for {how.address}: {os_reason(error)}") from None
         try:
             way_in.open()
             return way_in

@@ -51,6 +51,7 @@ from tcpfleet import (
     rollback,
     runs,
     samples,
+    ssh_config,
     stress_tasks,
     tune,
     tune_status,
@@ -313,6 +314,15 @@ HIST.record(1200, 5)
 MOMENT = "2026-01-31T12:00:00.000Z"
 
 
+SSH_CONFIG = (
+    "Include %s\nHost h* !x\n  Port 22\n  IdentityFile=~/k\nMatch host h user me\n  User 'a b'\nInclude no\n"
+)
+
+
+def read_ssh_config(path: Path) -> None:
+    ssh_config._load.__wrapped__(str(path)).lookup("h")
+
+
 def sample_of(shape: Any) -> Any:
     """Something that has a shape of tcpfleet.answers."""
     if isinstance(shape, tuple):
@@ -519,6 +529,7 @@ TARGETS = [
     *(Target(f"answer: {name}", swapped(one), partial(answered, name), (), 3) for name, one in ANSWERED.items()),
     Target("server status", swapped(STATUS), a_server, (HostFailed,), 3),
     Target("known_hosts", bent(KNOWN_HOSTS), lambda text: hostkeys.parse(text, "f").about("h"), (), 20),
+    Target("ssh_config", bent(SSH_CONFIG), in_file("config", read_ssh_config), (BadInput,), 10),
     Target("host certificate", bent_bytes(CERTIFICATE), show, (hostkeys.HostKeyRefused,), 20),
     *parsers(),
     Target(

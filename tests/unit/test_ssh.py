@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tcpfleet import link, route
-from tcpfleet.errors import TcpfleetError, Unreachable
+from tcpfleet import link, ssh_config
+from tcpfleet.errors import BadInput, TcpfleetError, Unreachable
 from tcpfleet.fleet import Fleet
 from tcpfleet.hostkeys import hashed
 from tcpfleet.inventory import Host
@@ -54,7 +54,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    route._load_fabric_config.cache_clear()  # ~/.ssh/config is read once per command
+    ssh_config._load.cache_clear()  # ~/.ssh/config is read once per command
     return home
 
 
@@ -323,6 +323,34 @@ def test_a_prompt_on_a_terminal(sshd: LocalSshd, tmp_path: Path, home: Path, typ
         os.close(its)
 
 
+@pytest.mark.parametrize("named", ["mine", "mine.pub", ""], ids=["a key", "its public half", "none"])
+def test_identities_only(
+    sshd: LocalSshd, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Of an agent's many keys the one that is meant is tried, before sshd has had too many; nobody is asked."""
+    copied(sshd, tmp_path / "mine", "phrase")
+    (tmp_path / "mine.pub").write_text(sshd.key.with_suffix(".pub").read_text())
+    place = str(tmp_path / "agent")
+    lines = "IdentitiesOnly yes\n" + (f"IdentityFile {tmp_path}/{named}\n" if named else "")
+    (home / ".ssh/config").write_text(lines)
+    with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+        try:
+            while not os.path.exists(place):
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", place)
+            for number in range(7):
+                keygen("-f", tmp_path / f"other{number}")
+                subprocess.run(["ssh-add", "-q", tmp_path / f"other{number}"], check=True)
+            subprocess.run(["ssh-add", "-q", sshd.key], check=True)
+            if named:
+                login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+            else:  # it holds none of the user's own
+                with pytest.raises(Unreachable, match="refused the login"):
+                    login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+        finally:
+            agent.terminate()
+
+
 def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = copied(sshd, tmp_path / "mine", "phrase")
     place = str(tmp_path / "agent")
@@ -380,6 +408,67 @@ def test_ways_to_a_host(sshd: LocalSshd, tmp_path: Path, home: Path, way: str | 
     if isinstance(way, str):
         args += " " + way.format(port=sshd.port, user=getpass.getuser(), config=config, ssh=ssh)
     login(sshd, args, **(way if isinstance(way, dict) else {}))
+
+
+# What is in ~/.ssh/config and ~/.ssh/more, where `h` is a name for the host; {port}, {key}.
+SETTINGS = {
+    "Include": ("Include more\n", "Host h\n  Port {port}\n  IdentityFile {key}\n"),
+    "Include within a Host": ("Host h\n  Include m*e\n  Port {port}\n", "  IdentityFile {key}\n"),
+    "what follows an Include is about what it stands under": (
+        "Host h\n  Port {port}\nHost *\n  Include more\n  IdentityFile {key}\n",
+        "Host other\n  Port 1\n",
+    ),
+    "Match": ("Match originalhost h user {user}\n  Port {port}\nMatch all\n  IdentityFile {key}\n", ""),
+    "Match exec, which reads nothing that is typed": (
+        'Match exec "! read x; test %n = h"\n  Port {port}\n  IdentityFile {key}\n',
+        "",
+    ),
+    "HostKeyAlias": ("Host h\n  Port {port}\n  IdentityFile {key}\n  HostKeyAlias fleet\n", ""),
+    "tokens": ("Host h\n  Port {port}\n  IdentityFile %d/.ssh/key-%h\n", ""),
+}
+
+
+@pytest.mark.parametrize(("config", "more"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_of_ssh_config(sshd: LocalSshd, tmp_path: Path, home: Path, config: str, more: str) -> None:
+    import getpass
+
+    copied(sshd, home / ".ssh" / "key-127.0.0.1")
+    told = {"port": sshd.port, "key": sshd.key, "user": getpass.getuser()}
+    (home / ".ssh/config").write_text(config.format(**told) + "Host h\n  HostName 127.0.0.1\n")
+    (home / ".ssh/more").write_text(more.format(**told))
+    args = known(tmp_path / "known", sshd.known(), sshd.known(name="fleet"))
+    login(sshd, args, ansible_host="h", ansible_port=None, ansible_ssh_private_key_file=None)
+
+
+REFUSED = {
+    "RevokedHostKeys": ("RevokedHostKeys /x\n", "RevokedHostKeys is not supported: mark the keys @revoked"),
+    "CertificateFile": ("CertificateFile /x\n", "CertificateFile /x: put it beside its key as KEY-cert.pub"),
+    "IdentityAgent": ("IdentityAgent /x\n", "IdentityAgent /x: set SSH_AUTH_SOCK instead"),
+    "two conditions": ("Host 127*\n  Include other\n", "other:1: Host in a file that is included under `Host 127"),
+    "itself": ("Include config\n", "more than 16 levels of Include"),
+    "a folder": ("Include /etc\n", "/etc: Is a directory"),
+    "a port that is none": ("Host *\n  Port ssh\n", "ssh_config for 127.0.0.1: .*'ssh'"),
+    "a number that is none": (
+        "CanonicalizeHostname yes\nCanonicalizeMaxDots x\n",
+        "ssh_config for 127.0.0.1: .*'x'",
+    ),
+    "a name that cannot be made canonical": (
+        "CanonicalizeHostname yes\nCanonicalDomains invalid\nCanonicalizeMaxDots 9\n"
+        "CanonicalizeFallbackLocal no\n",
+        "ssh_config for 127.0.0.1: ",
+    ),
+    "a quote": ("Include 'x\n", "config:1: No closing quotation"),
+}
+
+
+@pytest.mark.parametrize(("config", "said"), REFUSED.values(), ids=REFUSED)
+def test_settings_that_would_not_count_are_refused(
+    sshd: LocalSshd, tmp_path: Path, home: Path, config: str, said: str
+) -> None:
+    (home / ".ssh/config").write_text(config)
+    (home / ".ssh/other").write_text("Host x\n")
+    with pytest.raises(BadInput, match=said):
+        login(sshd, trusted(sshd, tmp_path), ansible_port=None)
 
 
 NO_WAY = {
