@@ -149,9 +149,9 @@ def test_two_at_a_time_take_turns(folder, capsys):
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("[]", "nothing of running"),
-        ('{"running": true, "pid": 7, "workers": [{}]}', "nothing of started"),
-        ('"running"', "nothing of running"),
+        ("[]", "nonsense: it is a list"),
+        ('{"running": true, "pid": 7, "workers": [{}]}', "started is missing"),
+        ('"running"', "nonsense: it is a str"),
         ("", "said: nothing"),
     ],
 )
