@@ -215,7 +215,7 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
         "workstation:\n  hosts:\n    local:\n      ansible_connection: local\n      server_become: false\n"
         f"      server_dir: {bench.folder}\n      server_pid_file: {bench.folder}/echo.pid\n"
     )
-    before = memory()
+    before, held = memory(), caches()
     with bench.server(1_000_000) as port:
         argv = [sys.executable, "-m", "invoke", "stress", "--hosts", "local", "--inventory", str(inventory)]
         argv += ["--target", f"local:{port}", "--clients", "20", "--per-client", "50000", "--hold", "20"]
@@ -233,6 +233,7 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
                 bench.say(f"  {row.get('seconds')} s: {total['open']:,} open" if total else "  " + line.rstrip())
                 if not peak and total.get("state") == "hold":
                     peak = memory()
+                    held = {name: size - held.get(name, 0) for name, size in caches().items()}
             run.wait()
             answer.seek(0)
             result = json.load(answer)
@@ -240,6 +241,8 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
     after = memory()
     counts, each = result["connections"], {key: (peak[key] - before[key]) / 1_000_000 for key in peak}
     used = each["slab"] + each["pss"]
+    most = sorted(held.items(), key=lambda row: -row[1])[:CACHES]
+    ours = peak["cpu"] - before["cpu"]
     text = table(
         ["1,000,000 connections, both ends on this machine", ""],
         [
@@ -256,7 +259,12 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
                 "slab + PSS of the processes, per connection",
                 f"{used:,.0f} B ({each['slab']:,.0f} + {each['pss']:,.0f})",
             ],
+            ["of the slab", ", ".join(f"{name} {size / 1_000_000:,.0f}" for name, size in most)],
             ["fall of MemAvailable, per connection", f"{-each['available']:,.0f} B"],
+            [
+                "processors at work until the peak",
+                f"{ours:,.0f} s on server and clients, {peak['busy'] - before['busy'] - ours:,.0f} s on all else",
+            ],
             ["open files at the peak", f"{peak['files']:,.0f}"],
             [
                 "afterwards against before",
@@ -270,25 +278,33 @@ def million(bench: Bench, _: int) -> tuple[Any, str]:
 
 
 COUNTS = ("requested", "established", "verified")
+CACHES = 9  # of the kernel's, that are named
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def memory() -> dict[str, float]:
-    """What counts of the machine: bytes of slab, available, PSS of our programs; open files, processes of ours."""
+    """What counts of the machine: bytes of slab, available, PSS of our programs; open files, processes of ours;
+    CPU seconds of those, and of all that was not idle."""
     meminfo = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         meminfo[line.partition(":")[0]] = int(line.split()[1]) * 1024
     pss = processes = 0
+    cpu = 0.0
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command = (place / "cmdline").read_bytes()
             if b"echo_server.py" not in command and b"stress_client.py" not in command:
                 continue
             processes += 1
+            cpu += (
+                sum(int(ticks) for ticks in (place / "stat").read_text().rpartition(")")[2].split()[11:13]) / TICKS
+            )
             for line in (place / "smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     pss += int(line.split()[1]) * 1024
         except OSError:
             continue  # it ended meanwhile
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     files = int(Path("/proc/sys/fs/file-nr").read_text().split()[0])
     return {
         "slab": meminfo["Slab"],
@@ -296,7 +312,19 @@ def memory() -> dict[str, float]:
         "pss": pss,
         "files": files,
         "processes": processes,
+        "cpu": cpu,
+        "busy": (user + nice + system + irq + softirq) / TICKS,
     }
+
+
+def caches() -> dict[str, int]:
+    """Bytes of each of the kernel's slab caches, pages that are partly empty included; empty without root."""
+    try:
+        lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
+    except OSError:
+        return {}
+    page = os.sysconf("SC_PAGE_SIZE")
+    return {row[0]: int(row[14]) * int(row[5]) * page for row in map(str.split, lines)}
 
 
 def port_range() -> tuple[int, int]:

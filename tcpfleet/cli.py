@@ -180,7 +180,7 @@ def number(option: str, value: Any, least: float, most: float, *, whole: bool = 
     except ValueError:
         raise BadInput(f"{option}: {value!r} is not a number (write 50000, 50k or 1M)") from None
     if not least <= amount <= most:  # nan is outside too
-        raise BadInput(f"{option}: {value} is outside {least:.12g} to {most:.12g}")
+        raise BadInput(f"{option}: {value} is outside {least:,.12g} to {most:,.12g}")
     if whole and amount != int(amount):
         raise BadInput(f"{option}: {value!r} is not a whole number")
     return int(amount) if whole else amount

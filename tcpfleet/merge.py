@@ -158,9 +158,11 @@ def run_record(
         "histograms": {name: histogram.to_dict() for name, histogram in histograms.items()},
     }
     record["thresholds"] = stress_threshold.judge(list(thresholds), record)
-    if any(row["failed"] for row in record["thresholds"]):
+    unmet = any(row["failed"] for row in record["thresholds"])
+    if unmet:
         record["verdict"] = "fail"
-    if record["verdict"] == "fail":
+    # Nothing stood in the way of a run that was only ended early.
+    if connections["failed"] or echoes["mismatched"] or echoes["lost"] or unmet:
         record["wall"] = _wall(
             targets,
             lambda target: walls.Scene(
