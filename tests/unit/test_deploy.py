@@ -28,7 +28,7 @@ def test_variables(asked: dict[str, str], expected: dict[str, Any]) -> None:
         ({"server_mode": "gopher"}, "--mode 'gopher' is none of echo, http"),
         ({"server_manager": "init"}, "--manager 'init' is none of auto, systemd, daemon"),
         ({"server_workers": "513"}, "--workers"),
-        ({"server_max_connections": "0"}, "--max-connections: 0 is outside 1 to 100000000"),
+        ({"server_max_connections": "0"}, "--max-connections: 0 is outside 1 to 100,000,000"),
     ],
 )
 def test_variables_that_cannot_be(asked: dict[str, str], sentence: str) -> None:
