@@ -72,6 +72,10 @@ class Refused(TcpfleetError):
     exit_code = EXIT_REFUSED
 
 
+class NothingListens(Refused):
+    """There is no server: a plan of any size would be refused."""
+
+
 class Interrupted(TcpfleetError):
     """SIGINT, SIGTERM or SIGHUP arrived and clean-up is done (exit 130)."""
 

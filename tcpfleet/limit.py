@@ -12,7 +12,7 @@ from typing import Any
 
 from tcpfleet import runs
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import EXIT_INTERRUPTED, BadInput, Refused, worst
+from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, NothingListens, Refused
 from tcpfleet.stress import Run
 from tcpfleet.stress_tasks import planned
 
@@ -103,6 +103,8 @@ def find_limit(
         with options.fleet(run.all_hosts) as fleet:
             try:
                 record = run.execute(fleet)
+            except NothingListens:
+                raise
             except Refused as refused:
                 return Try(each * count, False, f"refused: {refused}"), None
         return judge(each * count, grow, record), run
@@ -162,4 +164,4 @@ def _answer(options: Options, grow: str, tries: Sequence[Try], *, interrupted: b
             for one in tries
         ],
     }
-    return Answer(data, worst([EXIT_INTERRUPTED] if interrupted else []))
+    return Answer(data, EXIT_INTERRUPTED if interrupted else 0 if held else EXIT_VERDICT_FAIL)

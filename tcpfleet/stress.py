@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from payload import stress_threshold
 from tcpfleet import __version__, ceilings, deploy, merge, report, runs, samples
-from tcpfleet.errors import BadInput, HostFailed, Interrupted, Refused, Unreachable
+from tcpfleet.errors import BadInput, HostFailed, Interrupted, NothingListens, Refused, Unreachable
 from tcpfleet.fleet import Fleet, Outcome
 from tcpfleet.progress import Progress
 from tcpfleet.report_data import dig
@@ -338,7 +338,7 @@ class Run:
         state = outcome.value
         self.capacity[target] = state["capacity"]
         if not state["listening"]:
-            raise Refused(
+            raise NothingListens(
                 f"{target.host.name}: nothing listens on port {target.port}: "
                 "start the server with `inv deploy-server`"
             )

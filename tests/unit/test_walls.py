@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from tcpfleet import ceilings, limit, walls
+from tcpfleet.cli import Options
+from tcpfleet.errors import NothingListens
 from tcpfleet.limit import Search, Try, next_try
 from tests.report_samples import observation
 
@@ -277,6 +279,28 @@ def test_a_rate_that_was_not_reached_did_not_hold(grow: str, size: int, rate: fl
     }
     found = limit.judge(size, grow, record)
     assert found.held is held and (found.wall is None) is held
+
+
+@pytest.mark.parametrize(
+    ("held", "interrupted", "code"), [(True, False, 0), (False, False, 3), (False, True, 130)]
+)
+def test_a_search_in_which_nothing_held_has_failed(held: bool, interrupted: bool, code: int) -> None:
+    answer = limit._answer(Options({}), "connections", [Try(1, held, "")], interrupted=interrupted)
+    assert (answer.code, answer.data["limit"]) == (code, int(held))
+
+
+def test_without_a_server_there_is_nothing_to_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was tried with ever fewer connections, down to one."""
+
+    class Absent:
+        all_hosts = ()
+
+        def execute(self, fleet: object) -> None:
+            raise NothingListens("nothing listens on port 1")
+
+    monkeypatch.setattr(limit, "planned", lambda *arguments: Absent())
+    with pytest.raises(NothingListens):
+        limit.find_limit(Options({}), "connections", ("", "", ""), "1", "", "", False, {}, ())
 
 
 def test_containers_of_one_kernel_are_one_machine() -> None:
