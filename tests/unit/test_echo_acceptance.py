@@ -278,7 +278,7 @@ def test_a_stopped_server_goes_on_where_it_was(server: Server) -> None:
     "command",
     [
         ["wrk", "-c", "1000", "-t", "1", "-d", "2"],
-        ["ab", "-q", "-k", "-c", "200", "-n", "100000"],
+        ["ab", "-q", "-k", "-c", "200", "-n", "30000"],
         ["ab", "-q", "-c", "200", "-n", "10000"],
     ],
     ids=["wrk", "ab -k", "ab"],

@@ -87,7 +87,7 @@ SERVERS = pytest.mark.parametrize(("preset", "make"), [("http", nginx), ("redis"
 @SERVERS
 def test_5000_connections_each_reply_verified(start, preset, make):
     port = start(make)
-    mode = ["--mode", "heartbeat", "--interval", 1.5, "--hold", 3, "--workers", 1]
+    mode = ["--mode", "heartbeat", "--interval", 1.5, "--hold", 1.7, "--workers", 1]
     result = load(port, "--preset", preset, "--connections", CONNECTIONS, *mode)
     assert result["connections"]["verified"] == result["connections"]["peak"] == CONNECTIONS
     assert result["connections"]["failed"] == result["echoes"]["lost"] == result["echoes"]["mismatched"] == 0
