@@ -177,6 +177,8 @@ class Fleet:
         except TcpfleetError as error:
             return error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if self._closed.is_set():  # the session was closed beneath it: the command is being interrupted
+                return error
             # A host that answers nonsense does not end the command for the others; a bug of ours is seen as well.
             traceback.print_exc()
             return Outcome(host, "failed", error=f"its answer is of no use: {type(error).__name__}: {error}")

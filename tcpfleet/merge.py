@@ -161,8 +161,8 @@ def run_record(
     unmet = any(row["failed"] for row in record["thresholds"])
     if unmet:
         record["verdict"] = "fail"
-    # Nothing stood in the way of a run that was only ended early.
-    if connections["failed"] or echoes["mismatched"] or echoes["lost"] or unmet:
+    # Nothing stood in the way of a run that was only ended early: ECANCELED is what it had not done by then.
+    if unmet or any(row["errno"] != "ECANCELED" for row in errors):
         record["wall"] = _wall(
             targets,
             lambda target: walls.Scene(

@@ -4,6 +4,9 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Inventory
 from tcpfleet.keys import Keyring
 from tcpfleet.route import route
@@ -35,3 +38,22 @@ def test_connections_made_at_the_same_time_do_not_disturb_each_other(tmp_path: P
     finally:
         sys.setswitchinterval(before)
     assert errors == []
+
+
+def test_what_an_interrupted_command_closes_beneath_a_thread_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a host was being looked at ended with a traceback of that host's thread."""
+    path = tmp_path / "hosts.yml"
+    path.write_text("all: {hosts: {h: {ansible_connection: local}}}\n")
+    inventory = Inventory.load(path)
+    with Fleet(inventory.select("h"), inventory.connection) as fleet:
+        monkeypatch.setattr(fleet, "_session", lambda *arguments: None)
+
+        def work(session: object) -> None:
+            fleet.close()  # as the main thread does meanwhile
+            raise ValueError("I/O operation on closed epoll object")
+
+        with pytest.raises(ValueError, match="closed epoll"):
+            fleet.run(work)
+    assert capsys.readouterr().err == ""

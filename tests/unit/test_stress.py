@@ -196,6 +196,10 @@ def test_a_client_that_was_stopped_early_makes_no_pass() -> None:
     cpu = {"user": 0.0, "nice": 0.0, "system": 0.0, "idle": 0.0, "iowait": 0.0, "irq": 0.0, "softirq": 0.0}
     busy = [{"c1": {"status": "ok", "observation": {"cpu": cpu | {"user": at}}}} for at in (0.0, 9.0)]
     seen = {"before": busy[0], "peak": busy[1]}
+    cut = result(60, failed=40) | {"interrupted": True, "wall": None, "warnings": []}
+    cut["errors"][0]["errno"] = "ECANCELED"
+    ended = record({0: result(100), 1: cut}, 2, observations=seen)
+    assert ended["connections"]["failed"] == 40 and ended["wall"] is None
     run = record({0: result(100), 1: result(100) | {"interrupted": True}}, 2, observations=seen)
     assert run["verdict"] == "fail" and run["interrupted"] is True and run["wall"] is None
     assert run["warnings"] == ["c1, client 1: was stopped after 2 s of hold"]
