@@ -81,12 +81,15 @@ def create(run_id: str, *, latest: bool = True) -> Path:
 def find(run_id: str | None) -> Path | None:
     """The folder of a run, or of the newest one; None when there is no run at all.
 
+    :param run_id: or its folder's path, as a shell completes it.
     :raises BadInput: a run id that does not exist.
     """
     if run_id and run_id != "latest":
-        folder = REPORTS / run_id
-        if not _RUN_ID.fullmatch(run_id) or not folder.is_dir():
-            raise BadInput(f"there is no run {run_id!r} in {REPORTS}")
+        above, name = os.path.split(os.path.realpath(run_id)) if "/" in run_id else ("", run_id)
+        name = name if not above or above == os.path.realpath(REPORTS) else run_id
+        folder = REPORTS / name
+        if not _RUN_ID.fullmatch(name) or not folder.is_dir():
+            raise BadInput(f"there is no run {run_id!r} in {REPORTS}: inv reports lists them")
         return folder
     latest = REPORTS / "latest"
     if latest.is_dir():

@@ -117,6 +117,23 @@ def test_without_the_newest_run_the_one_before_is_the_newest(folder):
     assert runs.find("latest") == folder
 
 
+def test_a_run_is_found_by_the_path_that_a_shell_completes(folder, monkeypatch):
+    monkeypatch.chdir(runs.REPORTS.parent)
+    for name in (
+        f"reports/{RUN}",
+        f"reports/{RUN}/",
+        f"./reports/{RUN}",
+        "reports/latest",
+        str(folder),
+        "latest",
+        RUN,
+    ):
+        assert runs.find(name) == folder
+    for name in (f"elsewhere/{RUN}", f"reports/{RUN[:15]}", RUN[:15], "../..", "reports/..", "/"):
+        with pytest.raises(BadInput, match=r"there is no run .*: inv reports lists them"):
+            runs.find(name)
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_any_host_is_asked(folder, monkeypatch):
     def refuse(dir):
         raise OSError(30, "Read-only file system")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 
 import pytest
 
@@ -220,6 +221,15 @@ def test_list(kept, capsys):
     assert stress.REFUSED not in out and "31m ports at all" in out
     assert "(latest)" in out and "not complete JSON" in out and "\x1b" not in out
     assert len(out.splitlines()) == 7
+
+
+def test_a_median_and_its_range_are_not_one_number(kept):
+    runs_of = [
+        kept(samples.run(rate={"connects_per_second": n, "echoes_per_second": 1.0}))
+        for n in (10, 11, 12, 90, 91, 92)
+    ]
+    _, page, _, _ = compared(",".join(runs_of[:3]), ",".join(runs_of[3:]))
+    assert "11 (10 – 12) → 91 (90 – 92) connects/s (+727.3%)" in " ".join(re.sub("<[^>]*>", "", page).split())
 
 
 def test_a_change_below_a_percent_is_not_rounded_up_to_one(kept, capsys):
