@@ -397,7 +397,7 @@ def stop_stress(options: Options) -> Answer:
 @task(
     help={
         "run": "run id (default: the newest run)",
-        "port": "port to look at when there is no run (1883)",
+        "port": "port to look at (the run's own; 1883 when there is none)",
         "lang": "of report.html and report.md: en or zh",
     }
 )

@@ -20,6 +20,7 @@ from tcpfleet.stress import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from tcpfleet.inventory import Host
+    from tcpfleet.link import Session
 
 
 def collect_report(options: Options, run_id: str, port: str, lang: str = "en") -> Answer:
@@ -48,10 +49,12 @@ def _collect(options: Options, folder: Path | None, wanted: int | None, lang: st
     refused = report.load_refused_plan(folder) if folder is not None and record is None else None
     names = View(record or refused, {}).hosts  # of the run
     hosts = _hosts(options, names)
-    listen = wanted or _port(record) or DEFAULT_PORT
+
+    def look(session: Session) -> dict[str, Any]:
+        return deploy.observe(session, wanted or port_on(record or refused, session.host.name))
 
     with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(lambda session: deploy.observe(session, listen), at_once=True)
+        outcomes = fleet.run(look, at_once=True)
     if folder is None:
         folder = runs.create(runs.new_run_id())
         options.say("there is no run yet: the report shows the hosts as they are, without a verdict")
@@ -107,9 +110,12 @@ def _record(options: Options, folder: Path) -> dict[str, Any] | None:
         return record
 
 
-def _port(record: Mapping[str, Any] | None) -> int | None:
-    found = number_at(record, "target", "port")
-    return found if isinstance(found, int) and 0 < found < 65536 else None
+def port_on(record: Mapping[str, Any] | None, host: str) -> int:
+    """The port to look at on a host: its own as a target of the run, else that of the first target, else 1883."""
+    targets = [*rows_at(record, "targets"), dig(record, "target")]
+    mine = [row for row in targets if dig(row, "host") == host]
+    ports = (number_at(row, "port") for row in (*mine, *targets))
+    return next((int(port) for port in ports if port and 0 < port < 65536), DEFAULT_PORT)
 
 
 def _hosts(options: Options, names: Sequence[str]) -> list[Host]:

@@ -49,6 +49,20 @@ def test_a_record_that_somebody_changed_is_still_reported(folder, capsys, change
     assert reports.list_runs(Options({})).data["runs"][0]["run_id"] == RUN
 
 
+@pytest.mark.parametrize(
+    ("record", "ports"),
+    [
+        (None, (1883, 1883)),
+        ({"target": {"host": "s1", "port": 7000}}, (7000, 7000)),
+        ({"targets": [{"host": "s1", "port": 7000}, {"host": "s2", "port": 7001}]}, (7000, 7001)),
+        ({"targets": [{"host": None, "port": 7000}], "target": {"port": 7000}}, (7000, 7000)),
+        ({"targets": [{"host": "s2", "port": "x"}, {"port": 0}, {"port": 70000}], "target": []}, (1883, 1883)),
+    ],
+)
+def test_each_host_is_looked_at_on_its_own_port(record, ports):
+    assert tuple(collect.port_on(record, host) for host in ("s1", "s2")) == ports
+
+
 def test_what_an_inventory_without_a_lost_host_cannot_fetch_is_reported_from_what_is_here(folder, capsys):
     record = samples.run()
     (folder / "run.json").write_text(json.dumps(record | {"hosts": [{"name": "c9", "lost": "no answer"}]}))
