@@ -7,7 +7,6 @@ observations), `report_time` (what was sampled during the run); `report.build` p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ PHASES = ("before", "peak", "after", "present")
 SIDES = ("server", "client")
 PHASE_NAMES = {"before": said("before"), "peak": said("peak"), "after": said("after"), "present": said("present")}
 NOT_OBSERVED = said("it was not observed")
+LARGEST = 10**30
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 # phase -> host -> {"status": ..., "observation" | "error": ...}
@@ -33,12 +33,12 @@ def dig(data: Any, *keys: str) -> Any:
 
 
 def number_at(data: Any, *keys: str) -> int | float | None:
-    """The number at a path, or None; JSON as Python reads it knows NaN, Infinity and whole numbers of any length,
-    which are none."""
+    """The number at a path, or None; JSON as Python reads it knows NaN, Infinity and numbers of any length, which
+    are none: nothing that is counted or measured here comes near LARGEST."""
     value = dig(data, *keys)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if -sys.float_info.max <= value <= sys.float_info.max else None
+    return value if -LARGEST <= value <= LARGEST else None
 
 
 def rows_at(data: Any, *keys: str) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from payload import histogram
 from tcpfleet.charts import number
-from tcpfleet.report_data import PERCENTILES, View, dig, number_at, rows_at
+from tcpfleet.report_data import LARGEST, PERCENTILES, View, dig, number_at, rows_at
 from tcpfleet.said import Said, said
 
 
@@ -207,7 +207,10 @@ def _buckets(run: Mapping[str, Any] | None, name: str) -> list[tuple[int, int]]:
     return [
         (index, count)
         for index, count in pairs
-        if isinstance(index, int) and isinstance(count, int) and 0 <= index < histogram.SIZE and count > 0
+        if isinstance(index, int)
+        and isinstance(count, int)
+        and 0 <= index < histogram.SIZE
+        and 0 < count <= LARGEST
     ]
 
 

@@ -195,10 +195,11 @@ def _counters(view: View, known: Known, step: float) -> list[dict[str, Any]]:
     for host in _once(view, known, "stack"):
         for row in known[host]:
             counters = row.get("counters")
-            for name, more in counters.items() if isinstance(counters, Mapping) else ():
+            for name in counters if isinstance(counters, Mapping) else ():
+                more = number_at(counters, name)
                 short = str(name).rpartition(".")[2]
                 words = COUNTERS.get(short)
-                if words is None or not words.trouble or not isinstance(more, (int, float)):
+                if words is None or not words.trouble or more is None:
                     continue
                 if short in ("dropped", "time_squeeze") and host not in packets:
                     continue  # of the whole machine

@@ -10,8 +10,8 @@ import invoke
 import pytest
 
 import tasks
-from tcpfleet import collect, deploy, report, reports, runs
-from tcpfleet.cli import ROOT, Options
+from tcpfleet import collect, deploy, report, report_render, reports, runs
+from tcpfleet.cli import ROOT, Options, strict_json
 from tcpfleet.errors import BadInput, HostFailed
 from tests import report_samples as samples
 
@@ -89,6 +89,24 @@ def test_odd_files_in_a_folder_are_no_end_of_its_report(folder):
     written = json.loads((folder / "report.json").read_text())
     assert {"deep", "folder"} <= {row["host"] for row in written["hosts"]}
     assert any("long.json is damaged" in row["reason"] for row in written["unavailable"])
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e308, float("nan"), float("-inf"), 0, -1])
+def test_numbers_that_cannot_be_are_no_traceback(folder, number):
+    def changed(value):
+        if isinstance(value, dict):
+            return {key: changed(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [changed(inner) for inner in value]
+        return number if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    samples.fill(folder, samples.run("fail", failed=3, seconds=2))
+    kept = report.load(folder)
+    parts = [changed(part) for part in (kept.run, kept.observations, kept.samples, kept.tuned)]
+    for run, observations, series, tuned in (parts, [kept.run, *parts[1:]], [parts[0], kept.observations, {}, {}]):
+        built = report.build(report.Kept(run, observations, series, tuned))
+        assert report_render.render_html(built) and report_render.render_markdown(built)
+        json.loads(strict_json(built), parse_constant=pytest.fail)
 
 
 def test_what_is_written_is_json_for_every_reader(folder):
