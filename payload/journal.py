@@ -486,6 +486,35 @@ class Journal(object):
 
     def _open(self):
         private(folder())
+        turn = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # of two that begin at once one sees the other
+            self._refuse_a_second_tune()
+            self._open_own()
+        finally:
+            os.close(turn)
+
+    def _refuse_a_second_tune(self):
+        """Two at once would leave the values of one beside the files of the other.
+
+        :raises OperationError: another is under way here, or is being undone.
+        """
+        if not _is_tune(self.about):
+            return
+        for other in runs():
+            if other.undone or other.ident == self.about["run"] or not _is_held(other.place):
+                continue
+            try:
+                about = other.load().about
+            except OperationError:
+                continue  # rollback will say so
+            if _is_tune(about):
+                raise OperationError(
+                    "another tune of this host is under way (run %s by %s); nothing was changed: run this one "
+                    "again when that one has ended" % (other.ident, about.get("user"))
+                )
+
+    def _open_own(self):
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while self._descriptor is None:
             descriptor = os.open(self.place, flags, 0o600)
@@ -553,6 +582,25 @@ class Journal(object):
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _is_tune(about):
+    return str(about.get("command")).split()[:1] == ["tune"]
+
+
+def _is_held(place):
+    """Whether somebody writes a journal, or undoes it."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def blobs(run):

@@ -293,6 +293,31 @@ def test_a_torn_line_goes_before_more_is_written(place: Path) -> None:
     assert statuses(undo(place)) == ["restored", "restored"]
 
 
+@pytest.mark.parametrize(
+    ("commands", "refused"),
+    [(("tune --profile a", "tune"), True), (("tune", "play x.yml"), False), (("play x.yml", "play x.yml"), False)],
+)
+def test_a_second_tune_of_a_host_is_refused(place: Path, commands: tuple[str, str], refused: bool) -> None:
+    entry = {"kind": "command", "command": "true"}
+    one, other, same = (
+        journal.Journal({"run": run, "command": command, "user": "ann@here"})
+        for run, command in (("r1", commands[0]), ("r2", commands[1]), ("r1", commands[0]))
+    )
+    try:
+        one.append(entry)
+        same.append(entry)  # the host has another name in the inventory
+        if refused:
+            with pytest.raises(OperationError, match=r"another tune .* \(run r1 by ann@here\); nothing"):
+                other.append(entry)
+            assert [run.ident for run in journal.runs()] == ["r1"]
+            same.close()
+        one.close()
+        other.append(entry)  # it has ended
+    finally:
+        for book in (one, other, same):
+            book.close()
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["killed", "disk full"])
 def test_half_a_line_is_gone_before_another_agent_writes_behind_it(
     place: Path, full: bool, monkeypatch: pytest.MonkeyPatch
