@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -150,6 +151,14 @@ def ask(question: str) -> Secret:
     """
     import getpass
 
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        if sys.stdin is None or not sys.stdin.isatty():  # getpass would warn, with a line of its source
+            line = sys.stdin.readline() if sys.stdin is not None else ""
+            if not line:
+                raise EOFError(question) from None
+            return Secret(line.rstrip("\n"))
     return Secret(getpass.getpass(question))
 
 

@@ -127,6 +127,7 @@ def test_passwords_on_the_command_line(tmp_path: Path) -> None:
     ):
         done = inv(*words, *more, stdin=stdin)
         assert done.returncode == 2 and "a host says ********" in done.stdout
+        assert "arning" not in done.stderr
         assert "canary-canary" not in done.stdout + done.stderr and "\033" not in done.stdout + done.stderr
         assert r"\x1b[2J{{ 7 * 7 }}" in done.stderr + done.stdout
     for refused in (("--ask-pass",), ("--ask-pass", "--password-command", "echo x")):
