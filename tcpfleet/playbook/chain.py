@@ -535,7 +535,7 @@ def _flags(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loop_result(items: Sequence[ItemResult]) -> dict[str, Any]:
     """What ``register`` stores for a loop, in Ansible's fields."""
-    results = [dict(item.result) for item in items]
+    results = [item.result for item in items]  # of a large fleet and long loops, copies would be felt
     result: dict[str, Any] = {
         "results": results,
         "changed": any(one.get("changed") for one in results),
