@@ -27,7 +27,7 @@ from stress_worker import Settings
 
 TURN_SECONDS = 0.02
 HOLD_SECONDS = 0.05
-WAITING_SECONDS = 0.2  # of clients on one host most wait at any time, for their turn or for the others
+WAITING_SECONDS = 0.1  # of clients on one host most wait at any time, for their turn or for the others
 STATUS_SECONDS = 0.5
 STUCK_SECONDS = 2.0
 KILL_SECONDS = 2.0  # from "end at once" to SIGKILL
