@@ -162,7 +162,7 @@ def is_pass(totals: Totals) -> bool:
 
 
 def diagnose(rows: Sequence[Dict[str, Any]], requested: int, peak: int, target: str) -> Optional[Dict[str, str]]:
-    """The wall that the client's own errors name: {"name", "evidence", "fix"}, or None.
+    """The wall that the client's own errors name: {"name", "evidence", "fix", "phase", "errno"}, or None.
 
     The most frequent error that is a wall decides. Counters of both ends say more; the controller has them.
     """
@@ -174,7 +174,8 @@ def diagnose(rows: Sequence[Dict[str, Any]], requested: int, peak: int, target: 
         evidence = "{:,} of {:,} connections failed with {} ({}), first at {}; at most {:,} were open; {}".format(
             row["count"], requested, row["errno"], row["phase"], row["first"], peak, row["sample"]
         )
-        return {"name": name, "evidence": evidence, "fix": fix.format(target=target)}
+        said = {"name": name, "evidence": evidence, "fix": fix.format(target=target)}
+        return dict(said, phase=row["phase"], errno=row["errno"])
     return None
 
 

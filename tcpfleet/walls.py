@@ -321,7 +321,8 @@ CHECKS: tuple[Callable[[Scene], Wall | None], ...] = (
 
 
 def _said(scene: Scene) -> Wall | None:
-    """The wall that the clients' errors name; the one behind most failures when there are several."""
+    """The wall that the clients' errors name; the one behind most failures when there are several. A client knows
+    its own part, so the evidence is counted anew over all of them."""
     named: dict[str, tuple[int, Mapping[str, str]]] = {}
     for wall, failed in scene.said:
         count, first = named.get(wall["name"], (0, wall))
@@ -329,7 +330,16 @@ def _said(scene: Scene) -> Wall | None:
     if not named:
         return None
     wall = max(named.values(), key=lambda entry: entry[0])[1]
-    return _wall(wall["name"], wall["evidence"], wall["fix"])
+    rows = [row for row in scene.errors if (row["phase"], row["errno"]) == (wall.get("phase"), wall.get("errno"))]
+    if not rows:  # said by a client of an earlier version
+        return _wall(wall["name"], wall["evidence"], wall["fix"])
+    count = sum(int(row["count"]) for row in rows)
+    evidence = (
+        f"{count:,} of {scene.connections['requested']:,} connections failed with "
+        f"{wall['errno']} ({wall['phase']}), first at {min(row['first'] for row in rows)}; "
+        f"at most {scene.connections['peak']:,} were open; {rows[0]['sample']}"
+    )
+    return _wall(wall["name"], evidence, wall["fix"])
 
 
 def _names(hosts: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Which wall a run hit: tables of errors and recorded counters of both ends."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -186,6 +187,26 @@ def test_what_the_clients_say_counts_where_counters_are_silent() -> None:
     found = walls.diagnose(scene([("connect", "ECONNREFUSED", 9)], {}, {}, {}, said=[(said, 9)]))
     assert found == said | {"also": []}
     assert walls.diagnose(scene([], {}, {}, {"overflows": 9})) is None  # nothing failed, nothing was slow
+
+
+def test_the_evidence_of_clients_is_that_of_all_of_them() -> None:
+    """It was one client's: "91 of 200 connections failed" of a run of 400."""
+    said = {
+        "name": "nothing listens",
+        "evidence": "3 of 500",
+        "fix": "f",
+        "phase": "connect",
+        "errno": "ECONNREFUSED",
+    }
+    rows = errors(("connect", "ECONNREFUSED", 4), ("connect", "ECONNREFUSED", 3), ("connect", "ETIMEDOUT", 1))
+    rows = [row | {"first": f"2026-01-01T00:00:0{9 - at}.000Z"} for at, row in enumerate(rows)]
+    all_of_them = scene([], {}, {}, {}, said=[(said, 3), (said, 4)])
+    of_all = dataclasses.replace(all_of_them, errors=rows, connections={"requested": 1000, "peak": 992})
+    found = walls.diagnose(of_all)
+    assert found is not None and found["evidence"] == (
+        "7 of 1,000 connections failed with ECONNREFUSED (connect), first at 2026-01-01T00:00:08.000Z; "
+        "at most 992 were open; first"
+    )
 
 
 def test_a_client_s_own_limit_comes_before_the_server_s_counters() -> None:
