@@ -9,6 +9,11 @@ DIR (`pid`, `log`, `status.json`, `result.json`; `go` and `hold` with --barrier)
 library only.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported: an end without a traceback
+
 import argparse
 import itertools
 import json
@@ -429,6 +434,7 @@ def write_json(path: str, value: Dict[str, Any]) -> None:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """The program; returns its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options = build_parser().parse_args(arguments)
         run = prepare(options)
