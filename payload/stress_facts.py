@@ -243,7 +243,7 @@ def _dump_local_ports(low: int, high: int, on_socket) -> None:
     program = struct.pack("=BBHBBH", netlink.BC_S_GE, 8, 20, 0, 0, low)
     program += struct.pack("=BBHBBH", netlink.BC_S_LE, 8, 12, 0, 0, high)
     attribute = struct.pack("=HH", 4 + len(program), netlink.INET_DIAG_REQ_BYTECODE) + program
-    buffer, on_run = bytearray(netlink.RECEIVE_BUFFER), netlink.one_by_one(on_socket)
+    buffer = bytearray(netlink.RECEIVE_BUFFER)
     for family in (socket.AF_INET, socket.AF_INET6):
         query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, netlink.ALL_STATES, b"") + attribute
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
@@ -256,7 +256,7 @@ def _dump_local_ports(low: int, high: int, on_socket) -> None:
             done = False
             while not done:
                 size = link.recv_into(buffer)
-                done = netlink.parse_messages(buffer, size, on_run)[0]
+                done = netlink.parse_messages(buffer, size, on_socket)[0]
         finally:
             link.close()
 

@@ -419,7 +419,7 @@ def a_server(status: Any) -> None:
 
 
 def netlink(data: bytes) -> None:
-    observe_netlink.parse_messages(bytearray(data), len(data), observe_netlink.one_by_one(lambda *_: None))
+    observe_netlink.parse_messages(bytearray(data), len(data), lambda *_: None)
 
 
 def build_report(pair: tuple[Any, Any]) -> dict[str, Any]:

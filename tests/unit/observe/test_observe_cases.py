@@ -21,7 +21,7 @@ def netlink_sockets(data):
     def on_socket(family, state, sport, dport, src, dst, recv_q, send_q):
         found.append([family, state, sport.hex(), dport.hex(), src.hex(), dst.hex(), recv_q, send_q])
 
-    done, interrupted = observe_netlink.parse_messages(data, len(data), observe_netlink.one_by_one(on_socket))
+    done, interrupted = observe_netlink.parse_messages(data, len(data), on_socket)
     return {"done": done, "interrupted": interrupted, "sockets": found}
 
 
