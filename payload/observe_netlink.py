@@ -1,12 +1,13 @@
 """TCP sockets of one port straight from the kernel: a sock_diag dump (sock_diag(7)) in plain Python.
 
 The kernel itself drops sockets of other ports (a filter as ss compiles it), so the cost follows the port's
-sockets, not the host's. No text is made or parsed: 1.2 s for 200,000 sockets measured on 2 cores.
+sockets, not the host's. No text is made or parsed: 0.4 s of CPU for 200,000 sockets, two thirds of it kernel.
 """
 
 import os
 import socket
 import struct
+import time
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -16,6 +17,9 @@ INET_DIAG_REQ_BYTECODE = 1
 BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE = 1, 2, 3, 4, 5
 
 ALL_STATES = (1 << 14) - 2  # 1 (ESTABLISHED) to 13 (BOUND_INACTIVE); older kernels ignore what they lack
+# Without 13, bound and not connected: for those the kernel goes through all ports in use as well, a quarter of the
+# CPU that a dump takes, and most versions of ss do not ask for them either.
+COUNTED = ALL_STATES & ~(1 << 13)
 LISTENING = 1 << 10
 RECEIVE_BUFFER = 256 * 1024
 
@@ -45,7 +49,7 @@ def port_filter(port):
     )
 
 
-def dump_request(family, port, states=ALL_STATES):
+def dump_request(family, port, states=COUNTED):
     """The request message for the TCP sockets of `family` in `states` (a mask) with that port on either side."""
     program = port_filter(port)
     attribute = struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program
@@ -87,8 +91,12 @@ def parse_messages(data, size, on_socket):
     return False, interrupted
 
 
-def dump(port, on_socket, timeout=10.0, states=ALL_STATES, parse=parse_messages):
+def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages):
     """Dumps the IPv4 and IPv6 TCP sockets of `port`; needs no privilege.
+
+    After each part (some 300 sockets, half a millisecond) it sleeps for as long as that kept a processor: who is
+    woken meanwhile need not wait for the scheduler's next tick. Low priority does not do that, since it counts
+    only within a login's own group of processes (autogroup, control groups).
 
     :param on_socket: as in `parse_messages`.
     :param timeout: seconds to wait for each answer of the kernel.
@@ -109,9 +117,11 @@ def dump(port, on_socket, timeout=10.0, states=ALL_STATES, parse=parse_messages)
             link.sendto(dump_request(family, port, states), (0, 0))
             done = False
             while not done:
+                begun = time.process_time()
                 size = link.recv_into(buffer)
                 done, interrupted = parse(buffer, size, on_socket)
                 changed = changed or interrupted
+                time.sleep(time.process_time() - begun)
         finally:
             link.close()
     return changed

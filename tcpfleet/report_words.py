@@ -61,8 +61,7 @@ STATES: dict[str, StateWords] = {
     ),
     "CLOSED": StateWords(
         "No connection.",
-        "The kernel keeps no table of these; since Linux 6.8 it can list sockets that are bound and not yet "
-        "connected, which are counted here.",
+        "The kernel keeps no table of these: nearly always 0.",
     ),
 }
 

@@ -486,10 +486,7 @@ OURS = {
     "Normal after a run. On a client it holds source ports: use more source addresses, or tcp_tw_reuse.": (
         "压测之后属于正常。在客户端上它占用源端口：请使用更多源地址，或开启 tcp_tw_reuse。"
     ),
-    "The kernel keeps no table of these; since Linux 6.8 it can list sockets that are bound and not yet connected, "
-    "which are counted here.": (
-        "内核不保留这类连接的表；从 Linux 6.8 起可以列出已绑定但未连接的套接字，在此计数。"
-    ),
+    "The kernel keeps no table of these: nearly always 0.": "内核不保留这类连接的表，几乎总是 0。",
     # ---- kernel counters
     "SYN cookies sent: the SYN queue was full": "发出的 SYN cookie：半连接队列已满",
     "SYN cookies that came back invalid": "返回的 SYN cookie 无效",
