@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcpfleet import deploy, report, report_render, runs, stress_tasks
+from tcpfleet import deploy, report, report_render, runs, stress, stress_tasks
 from tcpfleet.charts import number as figure
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import BadInput, HostFailed, worst
 from tcpfleet.fleet import exit_codes
 from tcpfleet.report_data import View, dig, number_at, rows_at
-from tcpfleet.stress import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from tcpfleet.inventory import Host
     from tcpfleet.link import Session
+
+
+COMMAND = "inv collect-report"
 
 
 def collect_report(options: Options, run_id: str, port: str, lang: str = "en") -> Answer:
@@ -34,13 +36,12 @@ def collect_report(options: Options, run_id: str, port: str, lang: str = "en") -
     runs.check_writable(folder)
     if folder is None:
         return _collect(options, None, wanted, lang)
-    held = runs.hold_now(folder)
-    if held is None and (folder / "plan.json").exists() and not (folder / "run.json").exists():
-        raise HostFailed(f"run {folder.name} is still going on, led by another command here: wait for it to end")
-    if held is None:
-        options.say(f"another command is at work on {folder.name}: waiting for it")
-        held = runs.hold(folder)
-    with held:
+    other = runs.holder(folder)
+    if other == stress.COMMAND:
+        raise HostFailed(f"run {folder.name} is still going on, led by {other} here: wait for it to end")
+    if other is not None:
+        options.say(f"{other} is at work on {folder.name}: waiting for it")
+    with runs.hold(folder, COMMAND):
         return _collect(options, folder, wanted, lang)
 
 
@@ -115,7 +116,7 @@ def port_on(record: Mapping[str, Any] | None, host: str) -> int:
     targets = [*rows_at(record, "targets"), dig(record, "target")]
     mine = [row for row in targets if dig(row, "host") == host]
     ports = (number_at(row, "port") for row in (*mine, *targets))
-    return next((int(port) for port in ports if port and 0 < port < 65536), DEFAULT_PORT)
+    return next((int(port) for port in ports if port and 0 < port < 65536), stress.DEFAULT_PORT)
 
 
 def _hosts(options: Options, names: Sequence[str]) -> list[Host]:

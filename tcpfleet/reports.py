@@ -21,6 +21,7 @@ from tcpfleet.report_data import dig, number_at
 from tcpfleet.secret import redacted
 from tcpfleet.stress import REFUSED
 
+COMMAND = "inv compare-reports"
 COLUMNS = ("run", "started", "verdict", "verified / requested", "wall", "duration", "size")
 
 
@@ -128,7 +129,7 @@ def compare_reports(options: Options, a: str, b: str, lang: str = "en") -> Answe
         "compare.json": strict_json(redacted(compared), 1) + "\n",
     }
     target.mkdir(exist_ok=True)
-    with runs.hold(target):
+    with runs.hold(target, COMMAND):
         files = [report.write_text(target / name, text) for name, text in texts.items()]
     for sentence in [*compared["answer"], *compared["notes"]]:
         options.say(report_render.shown(sentence))

@@ -44,25 +44,30 @@ def check_writable(folder: Path | None = None) -> None:
         raise BadInput(f"cannot write reports to {folder or REPORTS}: {error.strerror}") from None
 
 
-def hold(folder: Path) -> IO[str]:
+def hold(folder: Path, who: str) -> IO[str]:
     """Keep a folder to this command until what is returned is closed; waits while another command holds it.
 
     Two that write there at a time would mix up each other's files.
+
+    :param who: the command, for `holder`.
     """
     file = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
     fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(who)
+    file.flush()
     return file
 
 
-def hold_now(folder: Path) -> IO[str] | None:
-    """As `hold`, without waiting: None when another command holds it."""
-    file = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def holder(folder: Path) -> str | None:
+    """The command that holds a folder; None when nobody does."""
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            return file.read() or "another command"
+    return None
 
 
 def create(run_id: str, *, latest: bool = True) -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tcpfleet.inventory import Host, Inventory
     from tcpfleet.link import Session
 
+COMMAND = "inv stress"
 DEFAULT_PORT = 1883
 POLL = 0.5  # seconds between looks at the clients' status files
 FETCH = 1.0  # seconds between looks at what the samplers wrote
@@ -378,7 +379,9 @@ class Run:
     def _open_folder(self) -> None:
         """From here on there is a run; plan.json is all that it takes to fetch its results later."""
         self.folder = self._make_folder(latest=True)
-        self._kept.enter_context(runs.hold(self.folder))  # from collect-report, until this command has fetched
+        self._kept.enter_context(
+            runs.hold(self.folder, COMMAND)
+        )  # from collect-report, until this command has fetched
 
     def _make_folder(self, *, latest: bool) -> Path:
         self.started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")

@@ -19,7 +19,7 @@ from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, HostFailed, worst
 from tcpfleet.fleet import Outcome, exit_codes
 from tcpfleet.progress import FORMS
-from tcpfleet.stress import Request, Run, checked, resolve_targets, spread
+from tcpfleet.stress import COMMAND, Request, Run, checked, resolve_targets, spread
 
 if TYPE_CHECKING:
     from tcpfleet.link import Session
@@ -170,10 +170,10 @@ def attach(options: Options, how: How) -> Answer:
     if report.load_refused_plan(folder) is not None:
         raise BadInput(f"the plan of {folder.name} was refused, nothing was started")
     run = Run.from_folder(folder, options.inventory)
-    held = runs.hold_now(folder)
-    if held is None:
-        raise BadInput(f"run {folder.name} is led by another command here already")
-    with held, options.fleet(run.all_hosts) as fleet:
+    other = runs.holder(folder)
+    if other is not None:
+        raise BadInput(f"{other} is at work on run {folder.name} here already")
+    with runs.hold(folder, COMMAND), options.fleet(run.all_hosts) as fleet:
         record = run.attach(fleet, how.form)
     return said(options, run, record)
 

@@ -10,7 +10,7 @@ import invoke
 import pytest
 
 import tasks
-from tcpfleet import collect, deploy, report, report_render, reports, runs
+from tcpfleet import collect, deploy, report, report_render, reports, runs, stress
 from tcpfleet.cli import ROOT, Options, strict_json
 from tcpfleet.errors import BadInput, HostFailed
 from tests import report_samples as samples
@@ -177,14 +177,17 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_host_is_asked(folder
 
 
 def test_a_run_that_another_command_leads_is_left_to_it(folder):
-    (folder / "plan.json").write_text("{}")
-    with runs.hold(folder), pytest.raises(HostFailed, match="still going on, led by another command here"):
+    with (
+        runs.hold(folder, stress.COMMAND),
+        pytest.raises(HostFailed, match="still going on, led by inv stress here"),
+    ):
         collected()
+    assert runs.holder(folder) is None
 
 
 def test_two_at_a_time_take_turns(folder, capsys):
     samples.fill(folder, samples.run())
-    held = runs.hold(folder)
+    held = runs.hold(folder, collect.COMMAND)
     second = threading.Thread(target=collected)
     second.start()
     second.join(1.0)
@@ -192,7 +195,7 @@ def test_two_at_a_time_take_turns(folder, capsys):
     held.close()
     second.join(30)
     assert (folder / "report.html").exists()
-    assert f"another command is at work on {RUN}: waiting for it" in capsys.readouterr().out
+    assert f"inv collect-report is at work on {RUN}: waiting for it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
