@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcpfleet import deploy, report, report_render, runs, stress, stress_tasks
+from tcpfleet import deploy, report, report_render, report_run, runs, stress, stress_tasks
 from tcpfleet.charts import number as figure
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import BadInput, HostFailed, worst
@@ -79,6 +79,8 @@ def _collect(options: Options, folder: Path | None, wanted: int | None, lang: st
         wall = dig(record, "wall")
         if wall:
             options.say(f"wall: {dig(wall, 'name')}; {dig(wall, 'fix')}")
+        elif dig(record, "verdict") == "fail" and (why := report_run.fail_reason(record)):
+            options.say(why)
     if refused is not None:
         options.say(f"run {folder.name}: {refused['refused']}")
     for file in files:

@@ -19,6 +19,7 @@ def verdict(run: Mapping[str, Any] | None, view: View, refused: str | None = Non
     :param refused: why the plan was refused, if it was.
     :returns: ``{"status": "pass"|"fail"|"refused"|"none", "line", "wall", "evidence", "fix", "also"}``.
     """
+    why: Said | None = None
     out: dict[str, Any] = {"status": "none", "wall": None, "evidence": None, "fix": None, "also": []}
     if run is None:
         if refused:
@@ -39,8 +40,8 @@ def verdict(run: Mapping[str, Any] | None, view: View, refused: str | None = Non
         template = "PASS: {counts} No wall was met."
     elif status == "fail" and wall:
         template = "FAIL: {counts} The wall: {wall}."
-    elif status == "fail" and any(row.get("failed") for row in rows_at(run, "thresholds")) and failed == "0":
-        template = "FAIL: {counts} A threshold was crossed: see below."
+    elif status == "fail" and (why := fail_reason(run)):
+        template = "FAIL: {counts} {why}"
     elif status == "fail":
         template = "FAIL: {counts} The wall was not identified: see the errors and counters below."
     else:
@@ -53,12 +54,28 @@ def verdict(run: Mapping[str, Any] | None, view: View, refused: str | None = Non
     )
     return out | {
         "status": status,
-        "line": Said(template, {"counts": counts, "wall": str(wall)}),
+        "line": Said(template, {"counts": counts, "wall": str(wall), "why": why}),
         "wall": wall,
         "evidence": dig(run, "wall", "evidence"),
         "fix": dig(run, "wall", "fix"),
         "also": rows_at(run, "wall", "also"),
     }
+
+
+INTERRUPTED = said("The run was stopped before its end.")
+CROSSED = said("A threshold was crossed: see below.")
+ALTERED = said("Echoes were lost or came back altered: see below.")
+
+
+def fail_reason(run: Mapping[str, Any] | None) -> Said | None:
+    """Why a run without a wall failed, where it was not because of connections that failed."""
+    if dig(run, "interrupted"):
+        return INTERRUPTED
+    if number_at(run, "connections", "failed") != 0:
+        return None
+    if any(number_at(run, "echoes", name) for name in ("mismatched", "lost")):
+        return ALTERED
+    return CROSSED if any(row.get("failed") for row in rows_at(run, "thresholds")) else None
 
 
 def plan_rows(run: Mapping[str, Any] | None) -> list[dict[str, Any]]:

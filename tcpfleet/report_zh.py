@@ -233,7 +233,10 @@ OURS = {
     "PASS: {counts} First limit in sight: {wall}.": "通过：{counts}最先会碰到的限制：{wall}。",
     "PASS: {counts} No wall was met.": "通过：{counts}没有遇到瓶颈。",
     "FAIL: {counts} The wall: {wall}.": "失败：{counts}瓶颈：{wall}。",
-    "FAIL: {counts} A threshold was crossed: see below.": "失败：{counts}有阈值被突破，见下文。",
+    "FAIL: {counts} {why}": "失败：{counts}{why}",
+    "A threshold was crossed: see below.": "有阈值被突破，见下文。",
+    "Echoes were lost or came back altered: see below.": "有回显丢失或内容不符，见下文。",
+    "The run was stopped before its end.": "压测在结束前被中止。",
     "FAIL: {counts} The wall was not identified: see the errors and counters below.": (
         "失败：{counts}未能认定瓶颈，请看下面的错误与计数器。"
     ),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tcpfleet import compare, report, report_render, runs, stress_tasks
+from tcpfleet import compare, report, report_render, report_run, runs, stress_tasks
 from tcpfleet.cli import Answer, Options, strict_json
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_charts import Pair
@@ -68,6 +68,8 @@ def _row(folder: Path, latest: bool) -> dict[str, Any]:
     status = run.get("verdict")
     row["verdict"] = status if status in ("pass", "fail") else "none"
     row["wall"] = dig(run, "wall", "name")
+    if status == "fail" and not row["wall"]:
+        row["note"] = report_run.fail_reason(run)
     row["verified"], row["requested"] = (number_at(run, "connections", name) for name in ("verified", "requested"))
     row["seconds"] = _seconds(started, run.get("ended"))
     return row
@@ -95,9 +97,9 @@ def _seconds(started: Any, ended: Any) -> float | None:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     def plain(value: Any) -> str:
-        return " ".join(report_render.shown(value).split())
+        return "-" if value is None else " ".join(report_render.shown(value).split())
 
-    counts = [f"{row[name]:,.0f}" if row[name] is not None else "–" for name in ("verified", "requested")]
+    counts = [f"{row[name]:,.0f}" if row[name] is not None else "-" for name in ("verified", "requested")]
     seconds = row["seconds"]
     wall = plain(row["wall"] or row["note"]).removeprefix(f"{REFUSED}: ")  # the verdict says it
     return (
@@ -106,7 +108,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         plain(row["verdict"]),
         " / ".join(counts),
         wall if len(wall) <= 70 else wall[:67] + "...",
-        "–" if seconds is None else f"{seconds:,.1f} s",
+        "-" if seconds is None else f"{seconds:,.1f} s",
         f"{row['bytes'] / 2**20:.1f} MiB" if row["bytes"] >= 2**20 else f"{row['bytes'] / 2**10:.1f} KiB",
     )
 

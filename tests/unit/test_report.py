@@ -95,6 +95,27 @@ def test_fail_names_wall_and_fix_first(tmp_path):
     assert (first["counter"], first["delta"], first["trouble"]) == ("TcpExt.ListenOverflows", 1234, True)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"interrupted": True}, "0 failed. The run was stopped before its end."),
+        (
+            {"echoes": {"sent": 9, "verified": 8, "mismatched": 0, "lost": 1}},
+            "Echoes were lost or came back altered",
+        ),
+        (
+            {"thresholds": [{"text": "p99_response_ms > 5", "value": 11.0, "failed": True}]},
+            "A threshold was crossed",
+        ),
+        ({"connections": {"requested": 9, "verified": 8, "failed": 1}}, "The wall was not identified"),
+        ({"echoes": None, "connections": {"failed": 0}, "thresholds": 7}, "The wall was not identified"),
+    ],
+)
+def test_a_failure_without_a_wall_says_why(tmp_path, more, words):
+    page, text, data = write(samples.fill(tmp_path, samples.run("fail", **more)))
+    assert words in data["verdict"]["line"] and words in page and words in text
+
+
 def test_without_a_run_there_is_no_verdict(tmp_path):
     page, text, data = write(samples.fill(tmp_path, None))
     assert data["verdict"]["status"] == "none"
