@@ -5,10 +5,13 @@ system. So apt-get, as any user, only downloads the packages, with the libraries
 and dpkg unpacks them into PLACE.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("nginx", "redis-server", "mosquitto", "wrk", "apache2-utils")
@@ -25,14 +28,25 @@ def environment(place: Path = PLACE, packages: tuple[str, ...] = PACKAGES) -> di
     :raises NotHere: there is no apt-get, or it could not download.
     """
     made_for = place / "made-for"  # written last: a half-made folder is made anew
-    if not made_for.exists() or made_for.read_text() != " ".join(packages):
-        shutil.rmtree(place, ignore_errors=True)
-        _fetch(place, packages)
-        made_for.write_text(" ".join(packages))
+    with _opened(place.parent) as checkout:
+        fcntl.flock(checkout, fcntl.LOCK_EX)  # the suite's processes may want it at the same time
+        if not made_for.exists() or made_for.read_text() != " ".join(packages):
+            shutil.rmtree(place, ignore_errors=True)
+            _fetch(place, packages)
+            made_for.write_text(" ".join(packages))
     programs = [str(place / folder) for folder in ("usr/sbin", "usr/bin")]
     libraries = sorted({str(path.parent) for path in place.rglob("*.so*")})
     path = os.pathsep.join([*programs, os.environ.get("PATH", os.defpath), "/usr/sbin"])
     return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _fetch(place: Path, packages: tuple[str, ...]) -> None:

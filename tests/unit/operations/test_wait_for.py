@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -23,8 +24,16 @@ class Context:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server
+    # Below the range that connections of other tests take their ports from, for "drained" sees those of all
+    # addresses; and not the port of the test before, which has connections in TIME_WAIT.
+    for port in random.sample(range(30000, 32000), 2000):
+        try:
+            server = socket.create_server(("127.0.0.1", port))
+        except OSError:
+            continue
+        with server:
+            yield server
+        return
 
 
 def port_of(server: socket.socket) -> int:
