@@ -474,8 +474,9 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
             raise Unreachable(f"connection lost: {os_reason(error)}") from None
         if not part:
             code, said = stream.last_words()
-            # A ForceCommand and nologin say it on stdout.
-            raise HostFailed(_why_no_agent(python, code, said or heard[-300:].decode(errors="replace").strip()))
+            # A ForceCommand and nologin say it on stdout; what follows the token is our own.
+            noise = heard.partition(b"\n" + token)[0][-300:].decode(errors="replace").strip()
+            raise HostFailed(_why_no_agent(python, code, said or noise))
         return part
 
     def word_after_token() -> tuple[str, bytes]:
@@ -520,4 +521,5 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
 def _why_no_agent(python: str, code: int | None, said: str) -> str:
     if code in (126, 127) or "not found" in said or "No such file" in said:
         return f"there is no {python} on this host; install python3 or set ansible_python_interpreter"
-    return f"the agent did not start (exit status {code})" + (f": {said}" if said else "")
+    how = "killed" if code is None or code < 0 else f"exit status {code}"  # Paramiko says -1 of a signal
+    return f"the agent did not start ({how})" + (f": {said}" if said else "")

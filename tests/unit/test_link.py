@@ -116,6 +116,12 @@ def script(tmp_path: Path, body: str) -> str:
     return str(path)
 
 
+def test_an_agent_that_is_killed_at_its_start_is_said_to_be(tmp_path: Path) -> None:
+    python = script(tmp_path, 'shift 4; echo noise; printf "\\n%s need\\n" "$1"; head -c "$3" >/dev/null; kill -9 $$')
+    with pytest.raises(HostFailed, match=r"did not start \(killed\): noise$"):
+        link.open_session(HOST, local(python), connect_timeout=3)
+
+
 def test_an_old_python_is_named(tmp_path: Path) -> None:
     # The stub's own arguments are -I -S -c CODE TOKEN ...; this stands for a Python that it turns away.
     python = script(tmp_path, 'shift 4; printf "\\n%s old 3.5.9\\n" "$1"')
