@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tcpfleet import compare, report, report_render, report_run, runs, stress_tasks
+from tcpfleet import compare, report, report_render, report_run, runs, stress, stress_tasks
 from tcpfleet.cli import Answer, Options, strict_json
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_charts import Pair
 from tcpfleet.report_data import dig, number_at
 from tcpfleet.secret import redacted
-from tcpfleet.stress import REFUSED
 
 COMMAND = "inv compare-reports"
 COLUMNS = ("run", "started", "verdict", "verified / requested", "wall", "duration", "size")
@@ -40,8 +39,8 @@ def list_runs(options: Options) -> Answer:
 
 
 def _row(folder: Path, latest: bool) -> dict[str, Any]:
-    """One run. verdict: pass, fail, refused, unfinished (plan.json and no run.json), none (hosts were looked at
-    without a run), damaged; `note` says what is wrong."""
+    """One run. verdict: pass, fail, refused, running (a command here leads it), unfinished (no run.json yet), none
+    (hosts were looked at without a run), damaged; `note` says what is wrong."""
     row: dict[str, Any] = {
         "run_id": folder.name,
         "latest": latest,
@@ -62,7 +61,10 @@ def _row(folder: Path, latest: bool) -> dict[str, Any]:
     if run is None:
         refused = dig(plan, "refused")
         if plan is not None:
-            row["verdict"], row["note"] = ("refused", str(refused)) if refused else ("unfinished", None)
+            going_on = runs.holder(folder) == stress.COMMAND
+            row["verdict"], row["note"] = ("running" if going_on else "unfinished"), None
+            if refused:
+                row["verdict"], row["note"] = "refused", str(refused)
             row["requested"] = compare.Loaded(folder.name, None, {}, plan).requested
         return row
     status = run.get("verdict")
@@ -101,7 +103,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
     counts = [f"{row[name]:,.0f}" if row[name] is not None else "-" for name in ("verified", "requested")]
     seconds = row["seconds"]
-    wall = plain(row["wall"] or row["note"]).removeprefix(f"{REFUSED}: ")  # the verdict says it
+    wall = plain(row["wall"] or row["note"]).removeprefix(f"{stress.REFUSED}: ")  # the verdict says it
     return (
         plain(row["run_id"]) + (" (latest)" if row["latest"] else ""),
         plain(row["started"])[:19].replace("T", " "),

@@ -61,12 +61,13 @@ def hold(folder: Path, who: str) -> IO[str]:
 
 def holder(folder: Path) -> str | None:
     """The command that holds a folder; None when nobody does."""
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
-        try:
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            return file.read() or "another command"
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return (folder / ".lock").read_text(encoding="utf-8") or "another command"
     return None
 
 
