@@ -22,15 +22,13 @@ from typing import Any
 PAYLOAD = Path(__file__).resolve().parent.parent / "payload"
 sys.path.insert(0, str(PAYLOAD))
 
-from echo_turn import INTEREST  # noqa: E402 - after the path
-
 
 class Connections:
     """As much of echo_connections.Connections as echo_turn asks for."""
 
     def __init__(self) -> None:
         self.slot, self.special, self.read = 0, {-1}, os.read
-        self.attend = self.close = self.careful_read = self.watch = None
+        self.attend = self.close = self.careful_read = None
         self.columns = {name: memoryview(bytearray(8)).cast("Q") for name in ("echoes", "bytes")}
 
     def is_tight(self) -> bool:
@@ -113,7 +111,7 @@ def main() -> None:
         client = socket.create_connection(listener.getsockname())
         served, _ = listener.accept()
         served.setblocking(False)
-        epoll.register(served.fileno(), INTEREST)
+        epoll.register(served.fileno(), select.EPOLLIN)
         pairs.append((client, served))
     clients = [client.fileno() for client, _ in pairs]
     variants: dict[str, tuple[Any, int]] = {"shipped: reads of 16384, 32 events": (shipped(16384), 32)}

@@ -29,19 +29,15 @@ class Connections:
         counters: Counters,
         epoll: select.epoll,
         go_on: Any,
-        interest: int,
         plan_time: Callable[[], None],
         has_room: Callable[[], None],
     ) -> None:
         """go_on(connections, fd, busy): more has come on a connection that is in the middle of something.
 
-        interest: what epoll is asked about a connection that owes nothing.
-
         plan_time() is called when `next_due` may have changed, has_room() when a connection has ended while the
         worker did not accept because it was full.
         """
         self.slot, self.columns = setup.slot, counters.columns
-        self.interest = interest
         self.count = 0
         self.backpressured = 0
         self.held = bytearray(1024)  # 1 where the descriptor of this number is a connection
@@ -95,10 +91,6 @@ class Connections:
         echo_log.write(1, b"%d: %d bytes: %s\n" % (fd, len(data), ascii(data[:60]).encode()))
         return data
 
-    def watch(self, fd: int) -> None:
-        """Have epoll report what is there to be read of a connection, be it new or not."""
-        self._epoll.modify(fd, self.interest)
-
     def _flush(self, fd: int, busy: Busy) -> None:
         if busy.unsent:
             try:
@@ -112,11 +104,12 @@ class Connections:
             busy.unsent = busy.unsent[sent:]
             if busy.unsent:
                 return
-        self.watch(fd)
         if busy.ending != OPEN:
+            self._epoll.modify(fd, select.EPOLLIN)
             self.end(fd, busy)
             return
         self.forget(fd)
+        self._epoll.modify(fd, select.EPOLLIN)
         if busy.rest or busy.skip:
             busy.waits = False
             self.keep(fd, busy)

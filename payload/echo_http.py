@@ -7,7 +7,6 @@ bodies are skipped. `answers` is a pure function of the bytes that came; `http_t
 
 import os
 import re
-import select
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Tuple
@@ -17,7 +16,6 @@ from echo_connection import CLOSE, LINGER, OPEN, Busy
 if TYPE_CHECKING:
     from echo_connections import Connections
 
-INTEREST = select.EPOLLIN
 READ_SIZE = 4096  # bytes per read: bounds how many answers one read can ask for
 MAX_HEAD = 8192  # bytes of a request's head
 MAX_BODY_DIGITS = 15  # of Content-Length: below 2**53, so that it is exact everywhere

@@ -184,7 +184,7 @@ class Intake:
         """Have epoll report what comes on a new connection; where it cannot, close that and raise OSError."""
         os.set_blocking(fd, False)
         try:
-            self._epoll.register(fd, self._connections.interest)
+            self._epoll.register(fd, select.EPOLLIN)
         except OSError as e:
             os.close(fd)
             raise OSError(e.errno, _WATCHES if e.errno == errno.ENOSPC else e.strerror)

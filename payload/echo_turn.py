@@ -1,12 +1,9 @@
 """Mode echo: what comes in goes out again, byte for byte.
 
-`echo_turn` makes the function that serves what one epoll_wait has reported: the hot path of the server. The
-connections are edge-triggered, which saves the kernel a second look at each (benchmarks/server.md): one in which a
-turn leaves something has to be watched anew.
+`echo_turn` makes the function that serves what one epoll_wait has reported: the hot path of the server.
 """
 
 import os
-import select
 from typing import TYPE_CHECKING, Any, Callable, List, Tuple
 
 from echo_connection import Busy
@@ -14,10 +11,6 @@ from echo_connection import Busy
 if TYPE_CHECKING:
     from echo_connections import Connections
 
-# Input and nothing else. What is no plain connection is registered for other events, so one comparison per event
-# tells it apart, and the end of the input, errors and urgent data (which cuts a read short) as well.
-PLAIN = select.EPOLLRDNORM
-INTEREST = PLAIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 READ_SIZE = 16384  # bytes per read, so also per slow reader; see benchmarks/server.md for what other sizes gave
 
 
@@ -30,7 +23,6 @@ def echo_turn(connections: "Connections") -> Callable[[List[Tuple[int, int]]], N
     """
     read, write, slot = connections.read, os.write, connections.slot
     special, attend, close = connections.special, connections.attend, connections.close
-    watch: Any = connections.watch
     echo_cell, byte_cell = connections.columns["echoes"], connections.columns["bytes"]
     careful_read: Any = connections.careful_read
 
@@ -39,7 +31,7 @@ def echo_turn(connections: "Connections") -> Callable[[List[Tuple[int, int]]], N
         data: Any = None  # None outside of a connection's read and write: tells which of them has failed
         take = careful_read if connections.is_tight() else read
         for fd, event in events:
-            if event != PLAIN and fd in special:
+            if fd in special:
                 attend(fd, event)
                 others += 1
                 continue
@@ -57,14 +49,12 @@ def echo_turn(connections: "Connections") -> Callable[[List[Tuple[int, int]]], N
                 data = None
                 continue
             size = len(data)
-            if sent != size:
-                connections.keep(fd, Busy(data[sent:]))
-                take = careful_read if connections.is_tight() else take
-            elif not size:
+            if not size:
                 close(fd)
                 others += 1
-            elif event != PLAIN or size == READ_SIZE or take is careful_read:
-                watch(fd)  # there may be more, or the end
+            elif sent != size:
+                connections.keep(fd, Busy(data[sent:]))
+                take = careful_read if connections.is_tight() else take
             total += size
             data = None
         if total:

@@ -14,16 +14,16 @@ import traceback
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import echo_handover
-import echo_http
-import echo_turn
 from echo_connection import Busy
 from echo_connections import Connections
 from echo_counters import Counters
+from echo_http import http_go_on, http_turn
 from echo_idle import IdleSweep
 from echo_intake import NUDGE, Intake
 from echo_log import log, reopen
 from echo_plan import RESUME_WORKER_OPTION, WorkerSetup
 from echo_reload import exec_in_place, read_state
+from echo_turn import echo_turn
 
 MAX_EVENTS = 32  # per epoll_wait: what so many touch stays in the cache; see benchmarks/server.md
 QUIET_SECONDS = 0.5  # graceful stop: how long requests that keep coming are still answered
@@ -37,12 +37,8 @@ LEAVE = signal.SIGTTOU
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, NUDGE, LEAVE)
 
 Turn = Callable[[List[Tuple[int, int]]], None]
-# Mode -> (makes the function that serves a turn's events, goes on with a connection that owes input, what epoll is
-# asked about a connection)
-PROTOCOLS = {
-    "echo": (echo_turn.echo_turn, None, echo_turn.INTEREST),
-    "http": (echo_http.http_turn, echo_http.http_go_on, echo_http.INTEREST),
-}  # type: Dict[str, Tuple[Any, Any, int]]
+# Mode -> (makes the function that serves a turn's events, goes on with a connection that owes input)
+PROTOCOLS = {"echo": (echo_turn, None), "http": (http_turn, http_go_on)}  # type: Dict[str, Tuple[Any, Any]]
 
 
 class Worker:
@@ -63,9 +59,9 @@ class Worker:
         self._reloading = False
         self._leaving = state is not None and state["leaving"]
         self._epoll = select.epoll() if state is None else select.epoll.fromfd(state["epoll"])
-        make_turn, go_on, interest = PROTOCOLS[setup.mode]
+        make_turn, go_on = PROTOCOLS[setup.mode]
         self._connections = Connections(
-            setup, self._counters, self._epoll, go_on, interest, self._plan_time, lambda: self._intake.rejoin()
+            setup, self._counters, self._epoll, go_on, self._plan_time, lambda: self._intake.rejoin()
         )
         if state is None:
             self._epoll.register(setup.lifeline, select.EPOLLIN)

@@ -13,7 +13,6 @@ from echo_connections import Connections
 from echo_counters import SLOTS, Counters
 from echo_intake import Intake
 from echo_plan import WorkerSetup
-from echo_turn import INTEREST
 
 
 class Epoll:
@@ -61,7 +60,7 @@ class Worker:
         )
         self.epoll = Epoll()
         self.connections = Connections(
-            setup, self.counters, self.epoll, None, INTEREST, lambda: None, lambda: self.intake.rejoin()
+            setup, self.counters, self.epoll, None, lambda: None, lambda: self.intake.rejoin()
         )
         self.intake = Intake(setup, self.counters, self.epoll, self.connections, lambda: None)
         self.clients: list[socket.socket] = []

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import select
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from echo_connection import Busy
-from echo_turn import PLAIN, READ_SIZE, echo_turn
+from echo_turn import READ_SIZE, echo_turn
 
 Peer = tuple[socket.socket, socket.socket]
 
@@ -27,7 +26,6 @@ class Connections:
         self.closed: dict[int, int] = {}
         self.kept: dict[int, Busy] = {}
         self.attended: list[tuple[int, int]] = []
-        self.watched: list[int] = []
 
     def is_tight(self) -> bool:
         return self.tight
@@ -35,9 +33,6 @@ class Connections:
     def careful_read(self, fd: int, size: int) -> bytes:
         self.careful.append(fd)
         return os.read(fd, 4)
-
-    def watch(self, fd: int) -> None:
-        self.watched.append(fd)
 
     def attend(self, fd: int, event: int) -> None:
         self.attended.append((fd, event))
@@ -51,8 +46,7 @@ class Connections:
 
     def turn(self, *fds: int) -> tuple[int, int]:
         """Serve these descriptors; return (echoes, bytes)."""
-        events = [(fd, select.EPOLLIN if fd in self.special else PLAIN) for fd in fds]
-        echo_turn(self)(events)  # type: ignore[arg-type]
+        echo_turn(self)([(fd, 1) for fd in fds])  # type: ignore[arg-type]
         return self.columns["echoes"][0], self.columns["bytes"][0]
 
 
@@ -82,7 +76,6 @@ def test_each_gets_its_own_bytes_back(pairs: list[Peer]) -> None:
     for (client, _), message in zip(pairs, messages, strict=True):
         assert client.recv(READ_SIZE) == message
     assert (connections.closed, connections.kept, connections.attended) == ({}, {}, [])
-    assert connections.watched == []  # that would be a system call for each echo
 
 
 def test_one_that_fails_holds_up_nobody(pairs: list[Peer]) -> None:
@@ -100,7 +93,7 @@ def test_one_that_fails_holds_up_nobody(pairs: list[Peer]) -> None:
     assert connections.turn(*fds(order)) == (4, 20)
     assert [client.recv(100) for client, _ in fine] == [b"hello"] * 4
     assert connections.closed == {ended[1].fileno(): 0, gone[1].fileno(): errno.EPIPE}
-    assert connections.attended == [(special[1].fileno(), select.EPOLLIN)]
+    assert connections.attended == [(special[1].fileno(), 1)]
     assert special[1].recv(100) == b"not for the turn" and not connections.kept
 
 
@@ -116,23 +109,9 @@ def test_what_a_slow_reader_does_not_take_is_kept_and_the_next_are_read_with_car
     connections.turn(*fds(pairs))
     assert {fd: busy.unsent for fd, busy in connections.kept.items()} == {slow[1].fileno(): b"y" * 1000}
     connections.careful.clear()
-    connections.watched.clear()
     fine[0][0].sendall(b"more")
     connections.turn(fine[0][1].fileno())
-    assert connections.careful == [fine[0][1].fileno()] == connections.watched  # it reads less than there may be
-
-
-@pytest.mark.parametrize(
-    ("size", "event"), [(READ_SIZE, PLAIN), (5, PLAIN | select.EPOLLRDHUP), (5, PLAIN | select.EPOLLPRI)]
-)
-def test_what_may_have_left_something_is_watched_anew(size: int, event: int, pairs: list[Peer]) -> None:
-    """An edge is reported once: after a full read, at the end of the input, at urgent data there may be more."""
-    connections = Connections()
-    client, served = pairs[0]
-    client.sendall(bytes(size))
-    echo_turn(connections)([(served.fileno(), event)])  # type: ignore[arg-type]
-    assert connections.watched == [served.fileno()] and not connections.closed
-    assert client.recv(READ_SIZE) == bytes(size)
+    assert connections.careful == [fine[0][1].fileno()]
 
 
 def test_a_reset_is_an_error_of_its_own_connection() -> None:
