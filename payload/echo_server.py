@@ -314,7 +314,10 @@ def main(argv: List[str]) -> int:
             raise DaemonError("%s cannot be both the pid file and the log" % options.pid_file)
         return {"run": run, "start": start, "check": check}[a.command](options)
     except DaemonError as e:
-        print("echo_server.py: %s" % e, file=sys.stderr)
+        if a.command == "run" and a.log_file:
+            echo_log.log(str(e))  # stderr is the log, whose lines have a time
+        else:
+            print("echo_server.py: %s" % e, file=sys.stderr)
         echo_notify.notify("STATUS=%s" % e)
         return 1
     except Exception:

@@ -290,6 +290,15 @@ def test_a_port_in_use_names_who_has_it(server: Server) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_why_it_does_not_run_is_a_line_of_the_log(server: Server) -> None:
+    """Like any other, with its time; it had none."""
+    server.started()
+    other = server.directory / "other.log"
+    again = ("--bind", "127.0.0.1", "--port", str(server.port), "--log-file", str(other))
+    assert server.call("run", *again).returncode == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\S+ \[\d+\] 127.0.0.1 port \d+ is in use.*\n", other.read_text())
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -326,7 +335,7 @@ def test_options_can_be_checked_while_a_server_runs(server: Server) -> None:
     check = ("check", "--bind", "127.0.0.1", "--port")
     assert server.call(*check, "0").returncode == 0
     for options, sentence in [
-        ((str(server.port),), "is in use by pid"),
+        ((str(server.port),), "is in use"),
         (("0", "--user", "nosuch"), "there is no user nosuch"),
         (("0", "--keepalive", "no"), "is not IDLE"),
     ]:
@@ -465,6 +474,22 @@ def test_half_close_still_gets_everything(server: Server) -> None:
     assert receive(s, len(data)) == data
     assert s.recv(1) == b""
     reader.join()
+
+
+def test_all_that_came_at_once_comes_back(server: Server) -> None:
+    """More than one read takes, with urgent data in the middle, and the end."""
+    server.started("--workers", "1")
+    s, worker = server.connect(), server.status()["workers"][0]["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    data = os.urandom(100_000)
+    s.sendall(data[:50_000])
+    s.send(b"!", socket.MSG_OOB)
+    s.sendall(data[50_000:])
+    s.shutdown(socket.SHUT_WR)
+    time.sleep(0.1)
+    os.kill(worker, signal.SIGCONT)
+    assert receive(s, len(data)) == data
+    assert s.recv(1) == b""
 
 
 def test_resets_leave_nothing(server: Server) -> None:
