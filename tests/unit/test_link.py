@@ -117,7 +117,9 @@ def script(tmp_path: Path, body: str) -> str:
 
 
 def test_an_agent_that_is_killed_at_its_start_is_said_to_be(tmp_path: Path) -> None:
-    python = script(tmp_path, 'shift 4; echo noise; printf "\\n%s need\\n" "$1"; head -c "$3" >/dev/null; kill -9 $$')
+    python = script(
+        tmp_path, 'shift 4; echo noise; printf "\\n%s need\\n" "$1"; head -c "$3" >/dev/null; kill -9 $$'
+    )
     with pytest.raises(HostFailed, match=r"did not start \(killed\): noise$"):
         link.open_session(HOST, local(python), connect_timeout=3)
 
