@@ -177,10 +177,12 @@ def start(session: Session, run_id: str, series: Series, port: int, *, server: b
         series.ended = True
 
 
-def read(session: Session, run_id: str, series: Series, started: str) -> None:
+def read(session: Session, run_id: str, series: Series, started: str, *, to_the_end: bool = False) -> None:
     """Fetch what the host's sampler has written since the last time.
 
     :param started: of the run, ISO 8601.
+    :param to_the_end: the sampler has ended: ask until there is nothing more. One that is at work has written
+        more by the time that a slow line's next answer comes, for ever.
     """
     zero = datetime.datetime.fromisoformat(started).timestamp()
     series.asked = time.monotonic()
@@ -194,14 +196,14 @@ def read(session: Session, run_id: str, series: Series, started: str) -> None:
             series.ended = True
             return
         series.take(answer, time.time() - zero)
-        if not answer["lines"]:
+        if not (answer["lines"] and to_the_end):
             return
 
 
 def finish(session: Session, run_id: str, series: Series, started: str) -> None:
     """End the host's sampler, fetch the rest, and leave nothing of it there."""
     _ask(session, run_id, "end")
-    read(session, run_id, series, started)
+    read(session, run_id, series, started, to_the_end=True)
     _ask(session, run_id, "remove")
 
 

@@ -152,6 +152,15 @@ def test_everything_is_read_in_pieces_before_it_is_removed():
     assert len(found.to_dict()["rows"]) == 2 and found.ended and found.to_dict()["unavailable"] == {}
 
 
+def test_a_slow_line_is_not_asked_for_ever():
+    """By each answer the sampler has written another row."""
+    asked = []
+    rows = [answer({"t": float(n)}, offset=n + 1) for n in range(1, 9)]
+    found = samples.Series("s1")
+    samples.read(session({"read": [answer(HEAD, offset=1), *rows]}, asked), "r", found, STARTED)
+    assert asked == ["read"]
+
+
 def test_a_sampler_that_is_killed_on_a_host_leaves_its_rows_and_a_gap(tmp_path):
     """Over the local link: a real agent, a real sampler."""
     run_id = runs.new_run_id()
