@@ -10,7 +10,7 @@ import struct
 
 TYPE_CHECKING = False  # typing's, without its import: that would take a tenth of an agent's start
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Callable, Dict, List, Optional, Tuple
 
 VERSION = 1
 MAX_FRAME = 32 * 1024 * 1024  # bytes; the largest thing sent is an observation, bounded at 2 MiB, or a copied file
@@ -147,11 +147,16 @@ class Decoder:
     [{'type': 'beat'}]
 
     :param kinds: what may come: FROM_AGENT or FROM_CONTROLLER; None for any object.
+    :param make: makes an object of its (name, value) pairs; None: as dict does.
     """
 
-    def __init__(self, kinds: "Optional[Dict[str, Dict[str, Any]]]" = None) -> None:
+    def __init__(
+        self,
+        kinds: "Optional[Dict[str, Dict[str, Any]]]" = None,
+        make: "Optional[Callable[[List[Tuple[str, Any]]], Dict[str, Any]]]" = None,
+    ) -> None:
         self._buffer = bytearray()
-        self._kinds = kinds
+        self._kinds, self._make = kinds, make
 
     def feed(self, data: bytes) -> "List[Dict[str, Any]]":
         """All messages completed by `data`, a list of dicts.
@@ -172,7 +177,7 @@ class Decoder:
             if body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES:
                 raise ProtocolError("a frame of {} bytes has over {} values".format(length, MOST_VALUES))
             try:
-                message = json.loads(body.decode("utf-8", "surrogatepass"))
+                message = json.loads(body.decode("utf-8", "surrogatepass"), object_pairs_hook=self._make)
             except (ValueError, RecursionError) as error:
                 raise ProtocolError("a frame is not JSON: {}".format(error))
             if not isinstance(message, dict):

@@ -457,11 +457,24 @@ def open_session(
         raise
 
 
+@functools.lru_cache(maxsize=8192)  # bounded, since a host chooses what is in there
+def _one_of_equals(text: str) -> str:
+    return text
+
+
+def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of an answer. Hundreds of hosts send the same names and short texts: they are kept once."""
+    return {
+        _one_of_equals(name): _one_of_equals(value) if type(value) is str and len(value) < 100 else value
+        for name, value in pairs
+    }
+
+
 def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, timeout: float) -> Session:
     """Get past a login shell's noise to the agent's hello, sending the archive when it is wanted."""
     deadline = time.monotonic() + timeout
     heard = b""
-    decoder = wire.Decoder(wire.FROM_AGENT)
+    decoder = wire.Decoder(wire.FROM_AGENT, _shared)
 
     def more() -> bytes:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from payload import wire
 from tcpfleet import lab, link
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.fleet import Fleet
@@ -295,3 +296,11 @@ def test_many_steps_in_one_message(steps: list[tuple[str, int, bool]], codes: li
         assert session.call("ping", {})["ping"] == "pong"  # the agent is ready for the next message
     finally:
         session.close()
+
+
+def test_equal_texts_of_many_answers_are_kept_once():
+    answers = [wire.Decoder(None, link._shared).feed(wire.pack({"stat": {"path": "/etc/x"}}))[0] for _ in range(2)]
+    first, second = answers
+    assert first == second == {"stat": {"path": "/etc/x"}}
+    assert first["stat"] is not second["stat"] and first["stat"]["path"] is second["stat"]["path"]
+    assert next(iter(first["stat"])) is next(iter(second["stat"]))
