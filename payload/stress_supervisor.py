@@ -122,12 +122,9 @@ class Supervisor:
             for other in self.children:
                 if other.pipe >= 0:
                     os.close(other.pipe)  # or its end of file would not come when the supervisor is gone
-            for name in (
-                "SIGINT",
-                "SIGTERM",
-                "SIGHUP",
-            ):  # a console, timeout(1), systemd send them to all processes
-                signal.signal(getattr(signal, name), signal.SIG_IGN)  # the supervisor decides
+            # A console, timeout(1) and systemd send these to all processes: the supervisor decides.
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
             gc.disable()  # the loop makes no cycles
             stress_worker.Worker(child.share, self.settings, child.slab, receive).run()
             status = 0

@@ -55,9 +55,8 @@ class Sockets:
         """Prepare TLS on a TCP connection; 0, EINPROGRESS while it is not connected, or why it failed (errno)."""
         plain = socket.socket(family, socket.SOCK_STREAM, 0, fd)
         try:
-            plain.setblocking(
-                False
-            )  # a new socket object takes its descriptor for a blocking one, and makes it that
+            # A new socket object takes its descriptor for a blocking one, and makes it that.
+            plain.setblocking(False)
             code = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 return code
