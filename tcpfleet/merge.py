@@ -44,6 +44,7 @@ def run_record(
     thresholds: Sequence[Threshold] = (),
     plans: Mapping[int, Any] | None = None,
     server_plans: Mapping[str, Any] | None = None,
+    samples: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What run.json holds.
 
@@ -55,6 +56,7 @@ def run_record(
     :param thresholds: conditions under which the verdict is fail.
     :param plans: client index -> its plan, for those that left no result.
     :param targets: [{"host" (None outside the inventory), "address", "port"}]; the clients took them in turn.
+    :param samples: host -> what its sampler saw (tcpfleet.samples/1).
     :param server_plans: HOST:PORT -> what that server's host had for the load (tcpfleet.ceilings).
     """
     missing = [share for share in shares if share["index"] not in results]
@@ -75,7 +77,10 @@ def run_record(
     churned = sum(row["verified"] for row in churns)
     # Since the common start: clients of one host take turns in connecting.
     spans = [result["seconds"]["ramp_span"] for result in results.values() if result["seconds"]["ramp_span"]]
-    ramp = max((end for _, end in spans), default=0.0) - min((begin for begin, _ in spans), default=0.0)
+    begun, ramped = min((begin for begin, _ in spans), default=0.0), max((end for _, end in spans), default=0.0)
+    ramp = ramped - begun
+    hold = max((result["seconds"]["hold"] for result in results.values()), default=0.0)
+    ended = max((row["t"] for row in timeline), default=0.0)
     cut_short = [index for index, result in sorted(results.items()) if result["interrupted"]]
     passed = (
         bool(results)
@@ -115,7 +120,7 @@ def run_record(
         else None,
         "seconds": {
             "ramp": round(ramp, 3),
-            "hold": max((result["seconds"]["hold"] for result in results.values()), default=0.0),
+            "hold": hold,
         },
         "latency_ms": latencies(histograms),
         "errors": errors,
@@ -184,6 +189,8 @@ def run_record(
                     for host in result["hosts"]
                     for worker in host["workers"]
                 ),
+                samples=samples or {},
+                phases={"of the ramp": (begun, ramped), "of the hold": (max(ramped, ended - hold), ended)},
             ),
         )
     return record

@@ -696,9 +696,11 @@ OUTSIDE = {
         "{host} 上因队列已满，{dropped} 个 SYN 被丢弃，{cookies} 个以 cookie 应答"
     ),
     "softnet dropped grew by {count} on {hosts}": "{hosts} 上 softnet dropped 增加 {count}",
-    "its processors were {share}% busy {when}": "其处理器的忙碌程度为 {share}%（{when}）",
-    "during the ramp": "建连期间",
-    "until the end": "直到结束",
+    "its processors were {share}% busy or more in {busy} of {whole} s {when}": (
+        "{when}的 {whole} 秒中有 {busy} 秒其处理器忙碌程度不低于 {share}%"
+    ),
+    "of the ramp": "建连阶段",
+    "of the hold": "保持阶段",
     "{count} of {of} connections failed with {errno} ({phase}), first at {first}": (
         "{of} 条连接中有 {count} 条因 {errno}（{phase}）失败，首次在 {first}"
     ),

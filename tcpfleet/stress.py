@@ -443,6 +443,11 @@ class Run:
             if outcome.status != "ok":
                 self._keep("after", outcome.host.name, {"status": outcome.status, "error": str(outcome.error)})
         results = {int(path.stem): runs.read_json(path) for path in sorted(fetched.glob("[0-9]*.json"))}
+        end = max((row["t"] for result in results.values() for row in result["timeline"]), default=None)
+        for name, series in self.samples.items():
+            if name in self.lost:
+                series.lost(self.lost[name])
+            series.save(self.folder, None if end is None else end + samples.AFTERWARDS)
         run = merge.run_record(
             run_id=self.run_id,
             started=self.started,
@@ -459,13 +464,9 @@ class Run:
             thresholds=[stress_threshold.parse(text) for text in self.request.thresholds],
             plans=self.plans,
             server_plans=self.server_plans,
+            samples=report.load_samples(self.folder),
         )
         runs.write_json(self.folder / "run.json", run)
-        end = max((row["t"] for row in run["timeline"]), default=None)
-        for name, series in self.samples.items():
-            if name in self.lost:
-                series.lost(self.lost[name])
-            series.save(self.folder, None if end is None else end + samples.AFTERWARDS)
         return run
 
     def _to_plan(self) -> dict[str, Any]:

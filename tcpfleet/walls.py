@@ -1,15 +1,17 @@
 """Name the wall that a load hit: from the clients' errors and what the counters of both ends did meanwhile.
 
-In: a `Scene`: error rows, counts, what the clients said, and the observations before the load, at its peak and
-after it. Out: {"name", "evidence", "fix", "also"} or None. Pure: one function for each wall, in the order in which
-they explain one another (a process without descriptors fills its accept queue, so it comes before the queue), and
-CHECKS, the table of them. The first that has evidence is the wall; the others that have some are in `also`.
+In: a `Scene`: error rows, counts, what the clients said, the observations before the load, at its peak and after
+it, and the samples of each second. Out: {"name", "evidence", "fix", "also"} or None. Pure: one function for each
+wall, in the order in which they explain one another (a process without descriptors fills its accept queue, so it
+comes before the queue), and CHECKS, the table of them. The first that has evidence is the wall; the others that
+have some are in `also`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tcpfleet.report_data import View, dig, number_at, rows_at
@@ -17,6 +19,7 @@ from tcpfleet.report_data import View, dig, number_at, rows_at
 Wall = dict[str, Any]
 FULL = 0.98  # of a limit, seen at the peak: what was in use a moment earlier or later may have been all of it
 BUSY = 0.95  # share of all processors at work
+SHORT = 1.5  # seconds of work that are not yet a wall: one sample's may be chance
 SPARE_FILES = 8  # a process that has so few descriptors left could not take the next connection
 
 
@@ -33,6 +36,8 @@ class Scene:
     :ivar said: walls that the clients named, with their number of failed connections.
     :ivar capacity: connections that the server said it can hold, None if it said nothing.
     :ivar slow_connects: connects that took a retransmission.
+    :ivar samples: host -> what its sampler saw (tcpfleet.samples/1).
+    :ivar phases: words for a part of the load -> its begin and end, as t of the samples.
     """
 
     errors: Sequence[Mapping[str, Any]]
@@ -44,6 +49,8 @@ class Scene:
     said: Sequence[tuple[Mapping[str, str], int]] = ()
     capacity: int | None = None
     slow_connects: int = 0
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def seen(self, phase: str, host: str | None) -> Mapping[str, Any]:
         """One observation; empty where there is none."""
@@ -287,16 +294,18 @@ def named_by_clients(scene: Scene) -> Wall | None:
 
 
 def processors(scene: Scene) -> Wall | None:
-    for first, hosts in scene.machines():
-        for phase, words in (("peak", "during the ramp"), ("after", "until the end")):
-            busy = _busy(scene.seen("before", first), scene.seen(phase, first))
-            if busy is not None and busy >= BUSY:
-                return _wall(
-                    f"CPU of {_names(hosts)}",
-                    f"its processors were {100 * busy:.0f}% busy {words}",
-                    "more processors, or more hosts"
-                    + (": server and clients share this machine" if len(hosts) > 1 else ""),
-                )
+    for _, hosts in scene.machines():
+        for phase, (begin, end) in scene.phases.items():
+            for host in hosts:
+                busy = _busy(rows_at(scene.samples.get(host), "rows"), begin, end)
+                if busy >= max(SHORT, (end - begin) / 2):
+                    return _wall(
+                        f"CPU of {_names(hosts)}",
+                        f"its processors were {100 * BUSY:.0f}% busy or more in {busy:.1f} of "
+                        f"{end - begin:.1f} s {phase}",
+                        "more processors, or more hosts"
+                        + (": server and clients share this machine" if len(hosts) > 1 else ""),
+                    )
     return None
 
 
@@ -372,14 +381,11 @@ def _log_says(scene: Scene, *words: str) -> str | None:
     return None
 
 
-def _busy(start: Mapping[str, Any], end: Mapping[str, Any]) -> float | None:
-    """Share of all processors that was at work between two observations of a machine."""
-    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
-    rest = ("idle", "iowait")
-    old = {kind: number_at(start, "cpu", kind) for kind in kinds + rest}
-    new = {kind: number_at(end, "cpu", kind) for kind in kinds + rest}
-    spent = {kind: float(new[kind] or 0) - float(old[kind] or 0) for kind in kinds + rest}
-    whole = sum(spent.values())
-    if None in (old["idle"], new["idle"]) or whole < 1.0:
-        return None
-    return sum(spent[kind] for kind in kinds) / whole
+def _busy(rows: Sequence[Mapping[str, Any]], begin: float, end: float) -> float:
+    """Seconds of that time in which the samples say that no processor had time left."""
+    seconds = 0.0
+    for earlier, row in itertools.pairwise(rows):
+        start, stop = number_at(earlier, "t"), number_at(row, "t")
+        if start is not None and stop is not None and (number_at(row, "cpu_busy") or 0) >= BUSY:
+            seconds += max(0.0, min(stop, end) - max(start, begin))
+    return seconds
