@@ -13,7 +13,8 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 0x300, 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-INET_DIAG_REQ_BYTECODE = 1
+INET_DIAG_REQ_BYTECODE, INET_DIAG_SKMEMINFO = 1, 7
+SK_MEMINFO_DROPS = 8  # place in the attribute's row of numbers
 BC_JMP, BC_S_GE, BC_S_LE, BC_D_GE, BC_D_LE = 1, 2, 3, 4, 5
 
 ALL_STATES = (1 << 14) - 2  # 1 (ESTABLISHED) to 13 (BOUND_INACTIVE); older kernels ignore what they lack
@@ -49,11 +50,15 @@ def port_filter(port):
     )
 
 
-def dump_request(family, port, states=COUNTED):
-    """The request message for the TCP sockets of `family` in `states` (a mask) with that port on either side."""
+def dump_request(family, port, states=COUNTED, extension=0):
+    """The request message for the TCP sockets of `family` in `states` (a mask) with that port on either side.
+
+    :param extension: attribute that is wanted of each, 0 for none.
+    """
     program = port_filter(port)
     attribute = struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program
-    query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, states, b"")
+    wanted = 1 << (extension - 1) if extension else 0
+    query = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, wanted, 0, states, b"")
     body = query + attribute
     return _HEADER.pack(16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body
 
@@ -91,7 +96,7 @@ def parse_messages(data, size, on_socket):
     return False, interrupted
 
 
-def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages):
+def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages, extension=0):
     """Dumps the IPv4 and IPv6 TCP sockets of `port`; needs no privilege.
 
     After each part (some 300 sockets, half a millisecond) it sleeps for as long as that kept a processor: who is
@@ -102,6 +107,7 @@ def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages):
     :param timeout: seconds to wait for each answer of the kernel.
     :param states: which, as a mask.
     :param parse: as `parse_messages`.
+    :param extension: as of `dump_request`.
     :returns: True when the kernel said that its table changed during the dump.
     :raises OSError: where the kernel has no sock_diag (ENOENT, EPROTONOSUPPORT, EPERM in a sandbox), or
         on timeout.
@@ -114,7 +120,7 @@ def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages):
         try:
             link.settimeout(timeout)
             link.bind((0, 0))
-            link.sendto(dump_request(family, port, states), (0, 0))
+            link.sendto(dump_request(family, port, states, extension), (0, 0))
             done = False
             while not done:
                 begun = time.process_time()
@@ -127,9 +133,14 @@ def dump(port, on_socket, timeout=10.0, states=COUNTED, parse=parse_messages):
     return changed
 
 
-def listener_inodes(port):
-    """Inodes of the sockets that listen on `port`; the cost is the same however many connections they have."""
-    found = set()
+def listeners(port):
+    """Sockets that listen on `port`; the cost is the same however many connections they have.
+
+    :returns: ``{inode: drops}``. drops: SYNs and handshakes that the socket itself has dropped since it listens,
+        None where the kernel does not say; before Linux 4.7 it counts none of them.
+    :raises OSError, ValueError: see `dump`.
+    """
+    found = {}
 
     def parse(data, size, on_socket):
         ended = parse_messages(data, size, on_socket)  # and whether it is whole
@@ -137,9 +148,21 @@ def listener_inodes(port):
         while offset + 16 <= size:
             length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
             if kind == SOCK_DIAG_BY_FAMILY:
-                found.add(_INODE.unpack_from(data, offset)[0])
+                found[_INODE.unpack_from(data, offset)[0]] = _drops(data, offset + _INODE.size, offset + length)
             offset += (length + 3) & ~3
         return ended
 
-    dump(port, lambda *_: None, states=LISTENING, parse=parse)
+    dump(port, lambda *_: None, states=LISTENING, parse=parse, extension=INET_DIAG_SKMEMINFO)
     return found
+
+
+def _drops(data, offset, end):
+    """SK_MEMINFO_DROPS of the attributes in ``data[offset:end]``, None if there is none."""
+    while offset + 4 <= end:
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4 or offset + length > end:
+            raise ValueError("attribute of %d bytes is cut" % length)
+        if kind == INET_DIAG_SKMEMINFO and length >= 4 + 4 * (SK_MEMINFO_DROPS + 1):
+            return struct.unpack_from("=I", data, offset + 4 + 4 * SK_MEMINFO_DROPS)[0]
+        offset += (length + 3) & ~3
+    return None

@@ -33,7 +33,7 @@ def find(port, pid_file):
 def listening(port):
     """What /proc/PID/fd calls the sockets that listen on `port`: ``socket:[INODE]``."""
     try:
-        return {"socket:[%d]" % inode for inode in observe_netlink.listener_inodes(port)}
+        return {"socket:[%d]" % inode for inode in observe_netlink.listeners(port)}
     except (OSError, ValueError):
         found = set()
     # Listeners come first in these, but where there is none the kernel goes through all connections.

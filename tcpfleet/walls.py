@@ -66,6 +66,11 @@ class Scene:
         old, new = number_at(start, "counters", *keys), number_at(end, "counters", *keys)
         return max(0, int(new - (old or 0))) if new is not None else 0
 
+    def dropped_by_others(self) -> bool:
+        """The server's own listeners dropped nothing: what the counters of its host say is another port's."""
+        old, new = (dig(self.seen(phase, self.server), "listener_drops") for phase in ("before", "after"))
+        return number_at(old, "drops") is not None and old == new
+
     def hosts(self) -> list[str]:
         """Every host of the run, the server first, each machine's namespaces as they are."""
         return [*([self.server] if self.server else []), *(one for one in self.clients if one != self.server)]
@@ -226,7 +231,7 @@ def server_capacity(scene: Scene) -> Wall | None:
 
 def accept_queue(scene: Scene) -> Wall | None:
     overflows = scene.grown(scene.server, "netstat", "TcpExt", "ListenOverflows")
-    if not overflows or not (scene.errors or scene.slow_connects):
+    if not overflows or scene.dropped_by_others() or not (scene.errors or scene.slow_connects):
         return None
     backlog = _backlog(scene)
     most = str(dig(scene.seen("before", scene.server), "sysctls", "net.core.somaxconn") or "")
@@ -261,6 +266,8 @@ def syn_queue(scene: Scene) -> Wall | None:
     # Every overflow of the accept queue is counted as a drop too.
     drops = scene.grown(scene.server, "netstat", "TcpExt", "ListenDrops")
     drops -= scene.grown(scene.server, "netstat", "TcpExt", "ListenOverflows")
+    if scene.dropped_by_others():
+        dropped, drops = 0, 0
     if not (dropped or cookies or drops > 0) or not (scene.errors or scene.slow_connects):
         return None
     if not (dropped or cookies):
@@ -368,7 +375,9 @@ def _backlog(scene: Scene) -> int | None:
 
 def _backlog_words(scene: Scene) -> str:
     overflows = scene.grown(scene.server, "netstat", "TcpExt", "ListenOverflows")
-    return f"; ListenOverflows grew by {overflows:,}, as nobody accepted" if overflows else ""
+    if not overflows or scene.dropped_by_others():
+        return ""
+    return f"; ListenOverflows grew by {overflows:,}, as nobody accepted"
 
 
 def _log_says(scene: Scene, *words: str) -> str | None:

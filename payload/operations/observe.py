@@ -9,12 +9,14 @@ To add a section: one function ``(look) -> value`` below and one row in `SECTION
 import errno
 import json
 import os
+import re
 import resource
 import socket
 import stat
 import sys
 import time
 
+import observe_netlink
 import observe_parse as parse
 from observe_processes import find
 from observe_read import command_text, is_unavailable, read_text, tail_text, unavailable
@@ -168,6 +170,20 @@ def look_listeners(look):
     except OSError:
         pass  # the numbers come from look.sockets(), which says where from
     return look.sockets()[1]
+
+
+def look_listener_drops(look):
+    """SYNs and handshakes that the port's listeners themselves have dropped; the counters are all listeners'.
+
+    :returns: ``{"drops", "sockets": [inode]}``; other sockets have begun at 0.
+    """
+    release = os.uname().release
+    if tuple(int(part) for part in re.findall(r"\d+", release)[:2]) < (4, 7):
+        raise RuntimeError("Linux %s does not count a listener's drops" % release)
+    found = observe_netlink.listeners(look.port)
+    if None in found.values():
+        raise RuntimeError("Linux %s does not tell a listener's drops" % release)
+    return {"drops": sum(found.values()), "sockets": sorted(found)}
 
 
 def look_lsof(look):
@@ -379,6 +395,7 @@ SECTIONS = (
     ("ss", look_ss),
     ("states", look_states),
     ("listeners", look_listeners),
+    ("listener_drops", look_listener_drops),
     ("counters", look_counters),
     ("server", look_server),
     ("server_status", look_server_status),

@@ -261,6 +261,33 @@ def test_hosts_of_one_machine_are_counted_once() -> None:
     assert found is not None and "on s1, c1 (one machine, counted once)" in found["evidence"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"overflows": 7}, "the server's accept queue"),
+        ({"counters": counters({"TCPReqQFullDrop": 12})}, "the server's SYN queue"),
+        ({"counters": counters({"ListenDrops": 4})}, "connections dropped by the server's listener"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("old", "new", "ours"),
+    [
+        ({"drops": 5, "sockets": [7]}, {"drops": 5, "sockets": [7]}, False),
+        ({"drops": 5, "sockets": [7]}, {"drops": 6, "sockets": [7]}, True),
+        ({"drops": 0, "sockets": [7]}, {"drops": 0, "sockets": [8]}, True),  # started anew
+        ({"unavailable": "Linux 3.10"}, {"unavailable": "Linux 3.10"}, True),
+        ({}, {}, True),
+    ],
+)
+def test_drops_of_another_server_s_port_are_not_this_one_s(
+    changes: dict, name: str, old: dict, new: dict, ours: bool
+) -> None:
+    """The host's counters are of all its listeners."""
+    start = {"counters": counters(), "listener_drops": old}
+    found = walls.diagnose(scene([TIMEOUT], start, {}, changes | {"listener_drops": new}))
+    assert (found and found["name"]) == (name if ours else None)
+
+
 def test_a_reboot_makes_no_deltas() -> None:
     one = scene([TIMEOUT], {}, {}, {"overflows": 7, "boot": "another"})
     assert walls.accept_queue(one) is None

@@ -88,6 +88,17 @@ def main():
     for source in ("netlink", "ss", "proc"):
         partial = {"sections": ["states", "listeners"], "socket_sources": [source]}
         results[source] = observe.run(dict(args, **partial), Context())["observation"]
+    full = socket.socket()
+    full.bind((HERE, 0))
+    full.listen(0)
+    offered = [socket.socket() for _ in range(4)]
+    for client in offered:
+        client.setblocking(False)
+        client.connect_ex(full.getsockname())
+    asked = {"port": full.getsockname()[1], "sections": ["listener_drops"]}
+    results["listener_drops"] = observe.run(asked, Context())["observation"]["listener_drops"]
+    for client in [full, *offered]:
+        client.close()
     results["whole"] = observe.run(args, Context())
     os.environ["PATH"] = "/nonexistent"
     results["no_tools"] = observe.run(dict(args, socket_sources=["ss", "proc"]), Context())["observation"]

@@ -55,6 +55,12 @@ def test_listener_queue(seen, source):
     assert listener["backlog"] == (7 if source != "proc" else {"unavailable": "not in /proc/net/tcp"})
 
 
+def test_listener_drops(seen):
+    """Of four, the queue takes one; what other listeners of the machine drop is not theirs."""
+    assert (seen["listener_drops"]["drops"], len(seen["listener_drops"]["sockets"])) == (3, 1)
+    assert seen["whole"]["observation"]["listener_drops"]["drops"] == 0
+
+
 def test_server_section(seen):
     server = seen["whole"]["observation"]["server"]
     assert server["pid"] == seen["pid"]

@@ -22,9 +22,9 @@ with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("
     port, free = listener.getsockname()[1], other.getsockname()[1]
     seen = observe_processes.listening(port)
     assert len(seen) == 1 and observe_processes.holders(seen) == [os.getpid()]
-    asked, observe_netlink.listener_inodes = observe_netlink.listener_inodes, refused
+    asked, observe_netlink.listeners = observe_netlink.listeners, refused
     assert observe_processes.listening(port) == seen  # from /proc/net/tcp
-    observe_netlink.listener_inodes = asked
+    observe_netlink.listeners = asked
     assert look(port) == [os.getpid()]
     sleeper = subprocess.Popen(["sleep", "30"])
     with open(sys.argv[2], "w") as target:
