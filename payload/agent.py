@@ -5,32 +5,29 @@ identity to become. Out: `progress` while a step runs, a `result` for each, in o
 the number of the task they belong to: when a step fails and may not (`go_on`), the steps of later tasks are not
 run, so that a controller can send many tasks ahead. A step that names a run journals what it changes (journal.py).
 
-Both ends send a `beat` every BEAT seconds. The agent ends when the controller says bye, closes the pipe, or is
-silent for ALONE seconds: the operation at work is asked to stop, gets GRACE seconds to finish its step, then every
-child goes and the agent with it.
+Both ends send a `beat` every BEAT seconds; until it is asked for something the agent answers one with one. It ends
+when the controller closes the pipe or is silent for ALONE seconds: the operation at work is asked to stop, gets
+GRACE seconds to finish its step, then every child goes and the agent with it.
 
 Another identity is a child agent under sudo, fed the same archive over its pipes; its frames are relayed.
 The password is written only after sudo's random prompt token has been seen.
 """
 
 import binascii
-import collections
 import errno
 import fcntl
 import os
 import pwd
-import queue
 import resource
 import select
-import signal
 import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread
 
-import journal
 import wire
 
-# What only some runs need is imported where it is used: most of an agent's start is imports.
+# What only some runs need is imported where it is used: most of an agent's start is imports. An agent that is only
+# greeted, as by `inv ping`, needs neither threading nor queue, signal, json and journal, half of its start.
 
 BEAT = 2.0  # seconds between beats
 ALONE = 60.0  # seconds of silence after which the controller is taken for dead
@@ -38,7 +35,12 @@ IDLE = 25.0  # seconds of silence after which a child agent is taken for dead; b
 GRACE = 10.0  # seconds an operation may take to finish its step once the controller is gone
 SUDO_TIMEOUT = 20.0  # seconds for sudo to ask for a password or to start the child
 
-Completed = collections.namedtuple("Completed", "returncode stdout stderr timed_out")
+
+class Completed(object):
+    """What came of a program; stdout and stderr are bytes."""
+
+    def __init__(self, returncode, stdout, stderr, timed_out):
+        self.returncode, self.stdout, self.stderr, self.timed_out = returncode, stdout, stderr, timed_out
 
 
 class Context(object):
@@ -61,7 +63,7 @@ class Context(object):
         return self._agent.payload.was_sent
 
     def stopping(self):
-        return self._agent.stop.is_set()
+        return self._agent.stopped
 
     def run_command(self, argv, stdin=b"", timeout=None, env=None, cwd=None):
         """Run a program to its end, with no terminal, and collect its output.
@@ -69,7 +71,7 @@ class Context(object):
         :param argv: list of str; no shell is involved.
         :param stdin: bytes it reads.
         :param timeout: seconds until it and its group are killed; None waits for as long as the controller lives.
-        :returns: Completed(returncode, stdout bytes, stderr bytes, timed_out bool).
+        :returns: a Completed.
         :raises OSError: it could not be started.
         """
         import subprocess
@@ -109,11 +111,9 @@ class Agent(object):
     def __init__(self, payload, digest, read_fd, write_fd):
         self.payload, self.digest = payload, digest
         self.read_fd, self.write_fd = read_fd, write_fd
-        self.stop = threading.Event()
+        self.stopped = False
         self.children = set()  # pids of processes that must not outlive this agent
-        self._inbox = queue.Queue()
-        self._write_lock = threading.Lock()
-        self._heard = time.monotonic()
+        self._write_lock = allocate_lock()
         self._becomes = {}  # identity -> Become
         self._wrong = {}  # (sudo, password) -> sentence: a second try could lock the user out
         self._journal = None  # of the run whose steps were sent last
@@ -122,60 +122,63 @@ class Agent(object):
 
     def serve(self, hello):
         """Answer messages until the controller is done; returns the exit status."""
-        self.send(dict(hello, type="hello", protocol=wire.VERSION))
-        for work in (self._read, self._beat):
-            thread = threading.Thread(target=work)
-            thread.daemon = True
-            thread.start()
-        while True:
-            message = self._inbox.get()
-            if message is None:
-                self._end_children()
-                self.payload.keep()
-                return 0
-            self._answer(message)
+        self.send(dict(hello, type="hello", protocol=wire.VERSION), wire.pack_flat)
+        data = self._receive()
+        beat = {"type": "beat"}
+        while data == wire.pack_flat(beat):  # nothing is asked yet
+            self.send(beat, wire.pack_flat)
+            data = self._receive()
+        if data:
+            import queue
+            import signal
 
-    def _read(self):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the pipe's end is the signal that counts
+            inbox = queue.Queue()
+            start_new_thread(self._read, (data, inbox))
+            start_new_thread(self._beat, ())
+            for message in iter(inbox.get, None):
+                self._answer(message)
+            self._end_children()
+        self.payload.keep()
+        return 0
+
+    def _receive(self):
+        """What the controller says next; nothing when it is gone."""
+        ready, _, _ = select.select([self.read_fd], [], [], ALONE)
+        return os.read(self.read_fd, 1 << 20) if ready else b""
+
+    def _read(self, data, inbox):
         decoder = wire.Decoder(wire.FROM_CONTROLLER)
         try:
-            while True:
-                ready, _, _ = select.select([self.read_fd], [], [], 1.0)
-                if not ready:
-                    if time.monotonic() - self._heard > ALONE:
-                        break
-                    continue
-                data = os.read(self.read_fd, 1 << 20)
-                if not data:
-                    break
-                self._heard = time.monotonic()
+            while data:
                 for message in decoder.feed(data):
-                    if message.get("type") == "run":
-                        self._inbox.put(message)
-                    elif message.get("type") == "bye":
-                        self._inbox.put(None)
+                    if message["type"] == "run":
+                        inbox.put(message)
+                data = self._receive()
         except (OSError, wire.ProtocolError) as error:
             sys.stderr.write("tcpfleet agent: {}\n".format(error))
-        self.stop.set()
-        self._inbox.put(None)
+        self.stopped = True
+        inbox.put(None)
         time.sleep(GRACE)  # the main thread normally ends the process long before this
         self._end_children()
         os._exit(1)
 
     def _beat(self):
-        while not self.stop.wait(BEAT):
+        while not self.stopped:
+            time.sleep(BEAT)
             self.send({"type": "beat"})
             for child in list(self._becomes.values()):
                 child.send({"type": "beat"})
 
-    def send(self, message):
+    def send(self, message, pack=wire.pack):
         """Write one frame whole; a vanished controller is noticed by the reader, not here."""
-        data = memoryview(wire.pack(message))
+        data = memoryview(pack(message))
         with self._write_lock:
             while data:
                 try:
                     data = data[os.write(self.write_fd, data) :]
                 except OSError:
-                    self.stop.set()
+                    self.stopped = True
                     return
 
     def _end_children(self):
@@ -189,7 +192,7 @@ class Agent(object):
     def _answer(self, message):
         number, failed_in = message.get("id"), None
         for index, step in enumerate(message["steps"]):
-            if self.stop.is_set() or (failed_in is not None and step.get("task", 0) != failed_in):
+            if self.stopped or (failed_in is not None and step.get("task", 0) != failed_in):
                 break
             answer = {"type": "result", "id": number, "step": index}
             result = self._run(step, number, index)
@@ -228,6 +231,8 @@ class Agent(object):
 
     def _journalled(self, step, context):
         """Runs an operation; with a journal its result gets ``undo_by_hand``: commands, oldest change first."""
+        import journal
+
         about = step.get("journal")
         if step["op"] == "rollback" and self._journal is not None:
             # A run that is under way is not undone; this connection's own run is over when it asks for that.
@@ -324,7 +329,7 @@ class Become(object):
                     exe, self.user
                 )
             raise BecomeError("cannot become {}: {}".format(self.user, why))
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._decoder = wire.Decoder(wire.FROM_AGENT)
         self._number = 0
         try:
@@ -333,9 +338,7 @@ class Become(object):
             self.close()
             raise
         self._ready = self._decoder.feed(rest)
-        drain = threading.Thread(target=self._drain)
-        drain.daemon = True
-        drain.start()
+        start_new_thread(self._drain, ())
 
     def _log_in(self, prompt, token, password, archive):
         """Answer sudo's prompt if it comes, feed the child its code; returns what it sent after its token."""
@@ -451,6 +454,8 @@ def _is_me(user):
 
 
 def _kill_group(pid):
+    import signal
+
     try:
         os.killpg(pid, signal.SIGKILL)
     except OSError:
@@ -475,7 +480,6 @@ def main(payload, digest, uncached):
     :param uncached: why the archive could not be kept on this host, or None.
     """
     read_fd, write_fd = _private_pipes()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the pipe's end is the signal that counts
     with open("/proc/sys/kernel/random/boot_id") as source:
         boot_id = source.read().strip()
     hello = {

@@ -397,10 +397,6 @@ class Session:
 
     def close(self) -> None:
         """End the agent and the connection; never raises."""
-        if not self.gone:
-            self.idle_timeout = 2.0
-            with contextlib.suppress(Unreachable):
-                self._send(wire.pack({"type": "bye"}))
         with contextlib.suppress(OSError, EOFError):
             self._stream.close(15.0)  # an agent ends its children first
 

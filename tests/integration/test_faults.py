@@ -53,7 +53,7 @@ WAITING = """
 _send, _sent = Agent.send, []
 
 
-def _at_message(self, message):
+def _at_message(self, message, *how):
     import socket
 
     if message["type"] != "beat" and socket.gethostname() == "{host}":
@@ -61,14 +61,14 @@ def _at_message(self, message):
         if len(_sent) == {at} and not os.path.exists("/run/tcpfleet-test-once"):  # one agent of a run, once
             open("/run/tcpfleet-test-once", "w").close()
             {act}
-    _send(self, message)
+    _send(self, message, *how)
 
 
 Agent.send = _at_message
 """
-KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+KILL = "os.kill(os.getpid(), 9)"
 WAIT = f"""open("/{HALT}", "w").close()
-            while os.path.exists("/{HALT}") and not self.stop.is_set():
+            while os.path.exists("/{HALT}") and not self.stopped:
                 time.sleep(0.02)"""
 LEFT = "pgrep -fa '[I] -S -c import|[s]tress_client' || true"
 

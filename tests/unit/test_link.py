@@ -1,7 +1,6 @@
 """Sessions over the local link: a real agent process, its start, its end, and what can be wrong with it."""
 
 import contextlib
-import hashlib
 import json
 import marshal
 import os
@@ -10,6 +9,7 @@ import stat
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -190,17 +190,17 @@ def test_compiled_code_is_kept_and_only_used_when_nobody_else_can_have_written_i
             session.close()
 
     assert ping() == "pong"
-    body = kept.read_bytes()[32:]
+    body = kept.read_bytes()[4:]
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     names, code = marshal.loads(body)
     other = compile("def run(args, context):\n    return {'changed': False, 'ping': 'kept'}\n", "ping", "exec")
     body = marshal.dumps((names, {**code, "operations/ping": marshal.dumps(other)}))
-    whole = hashlib.sha256(body).digest() + body
+    whole = zlib.crc32(body).to_bytes(4, "big") + body
     kept.write_bytes(whole)
     assert ping() == "kept"
     kept.chmod(0o620)  # someone else may have written it
     assert ping() == "pong"
-    for damaged in (whole[: len(whole) // 2], whole[:31], b"", whole[:-1] + b"x"):
+    for damaged in (whole[: len(whole) // 2], whole[:3], whole[:4], b"", whole[:-1] + b"x"):
         kept.write_bytes(damaged)
         kept.chmod(0o600)
         assert ping() == "pong"

@@ -18,6 +18,11 @@ def test_messages_survive_any_split(size: int) -> None:
     assert out == MESSAGES
 
 
+def test_a_flat_message_is_packed_as_any_other() -> None:
+    flat = {"type": "hello", "id": -5, "text": MESSAGES[1]["text"], "nofile": [1, 2**63], "none": None}
+    assert wire.Decoder().feed(wire.pack_flat(flat)) == [flat]
+
+
 @pytest.mark.parametrize(
     "data",
     [
