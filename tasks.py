@@ -9,12 +9,18 @@ Each task leads to one module of the package tcpfleet/. Exit codes: 0 fine, 1 ba
 verdict is fail, 4 a host was unreachable, 5 the plan was refused, 130 interrupted.
 """
 
+import atexit
+import gc
 import sys
 
 from invoke.collection import Collection
 
 # Invoke lets Python keep no bytecode: every command would compile all that it imports anew, 60 ms for `ping`.
 sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+# Nearly all that a command makes stays to its end. Looking for garbage among it took a tenth of the CPU time of
+# `ping` on 50 hosts, and as much again at the end, when it all goes anyway.
+gc.set_threshold(20_000)
+atexit.register(gc.freeze)
 
 from tcpfleet.cli import LOCAL, ROOT, Answer, Options, task  # noqa: E402
 

@@ -118,7 +118,8 @@ def _packed() -> tuple[bytes, str]:
         path.relative_to(PAYLOAD).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(PAYLOAD.rglob("*.py"))
     }
-    data = zlib.compress(json.dumps(sources, sort_keys=True).encode(), 6)
+    # Every command packs it. Level 6 would take 17 ms more for 5% less.
+    data = zlib.compress(json.dumps(sources, sort_keys=True).encode(), 4)
     return data, hashlib.sha256(data).hexdigest()
 
 
@@ -425,19 +426,22 @@ def open_session(
     """
     local = how.kind == "local"
     python = how.python or (sys.executable if local else DEFAULT_PYTHON)
+    route: Route | None = None
+    if not local:
+        from tcpfleet.keys import Keyring
+
+        route = connect(how, connect_timeout, Keyring() if keys is None else keys, ask)
+    # Only now: while the first thread packs it, the hosts are at work on the logins of the others.
     data, digest = archive()
     token = secrets.token_hex(12)
     argv = [python, "-I", "-S", "-c", _stub_code(), token, digest, str(len(data))]
     stream: Stream
-    if local:
+    if route is None:
         try:
             stream = LocalStream(argv)
         except OSError as error:
             raise HostFailed(f"cannot start {python}: {error.strerror}") from None
     else:
-        from tcpfleet.keys import Keyring
-
-        route = connect(how, connect_timeout, Keyring() if keys is None else keys, ask)
         try:
             stream = SshStream(route, "exec " + shlex.join(argv), connect_timeout)
         except Exception as error:
