@@ -206,6 +206,11 @@ def read_busy(
     wanted = {socket.inet_pton(family, source): source for source in sources}
     remote, remote_port = socket.inet_pton(family, target[0]), target[1]
     found = {source: set() for source in sources}  # type: Dict[str, Set[int]]
+    if is_local_address(family, target[0]):
+        for address, ports in found.items():
+            # TCP connects a socket to itself where nothing listens, and then it has its own bytes back.
+            if address == target[0] or not any(remote):
+                ports.add(remote_port)
 
     def on_socket(kind, state, sport, dport, src, dst, recv_q, send_q):
         local = _address(kind, src, family)

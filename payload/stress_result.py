@@ -263,9 +263,9 @@ class Timeline:
         self.samples[-1].update({"failed": t.failed, "echoes": t.echoed})
         self._next = (int(elapsed / self.step) + 1) * self.step
         if self.step < 1.0 and len(self.samples) >= self.MOST:
-            self.samples, self.step = self.samples[::10], 1.0
+            self.samples, self.step = self.samples[::-10][::-1], 1.0  # the last one stays
         elif len(self.samples) >= self.LONG:
-            self.samples, self.step = self.samples[::2], self.step * 2
+            self.samples, self.step = self.samples[::-2][::-1], self.step * 2
 
     def points(self) -> List[Dict[str, Any]]:
         """The samples with rates since the one before: connects_per_second, echoes_per_second."""

@@ -144,6 +144,7 @@ class Supervisor:
         finally:
             self._finish()
         if self.state != "failed":
+            self._sample()  # what the workers did after the sample before it
             self.state = "done"
         result = self.result()
         if on_result:
@@ -241,6 +242,8 @@ class Supervisor:
             self._stopping += 1
             if self._stopping == 1:
                 self.message = "stopped by a signal"
+                if self.state != "ready":
+                    self._sample()
                 self._tell(stress_worker.STOP)
             else:
                 self._tell(stress_worker.NOW)
@@ -369,7 +372,7 @@ class Supervisor:
             "connections": {
                 "requested": totals.requested,
                 "established": totals.established,
-                "verified": max(0, totals.established - sum(r.counters["broken"] for r in reports if not r.died)),
+                "verified": sum(r.counters["established"] - r.counters["broken"] for r in reports if not r.died),
                 "failed": totals.failed,
                 "open": totals.open,
             },

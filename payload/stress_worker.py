@@ -66,6 +66,7 @@ SWEEP_PARTS = 10
 PUBLISH_SECONDS = 0.02
 PUBLISH_ALL_SECONDS = 0.25
 RETRANSMIT_SECONDS = 0.9
+HELD_UP_SECONDS = 0.3  # a turn so long looks like the server's delay to all connections that wait meanwhile
 RST = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST and leaves no TIME_WAIT
 CYCLE = 10**9  # what a connection's number grows by each time that churn makes it anew
 
@@ -199,6 +200,7 @@ class Worker:
         exact = self.bucket is not None or tick is not None
         now = now_of()
         while True:
+            begun = now
             timeout = self._turn(now)
             if tick is not None and not self.closing:
                 timeout = min(timeout, tick(self, now) - now)
@@ -211,6 +213,9 @@ class Worker:
             else:
                 events = poll(timeout, EVENTS_A_TURN)
             woke = now_of()
+            late = woke - begun - (timeout if timeout > 0 else 0.0)
+            if late > HELD_UP_SECONDS:
+                self._held_up = woke
             echoed = messages = 0
             for fd, event in events:
                 if event == plain_read and state[fd] > idle:
@@ -286,12 +291,16 @@ class Worker:
             if service_max > service.max:
                 service.max = service_max
             now = now_of()
-            if now - woke > self._longest_turn:
-                self._longest_turn = now - woke
+            turn = now - woke + (late if late > 0 else 0.0)
+            if turn > self._longest_turn:
+                self._longest_turn = turn
+            if turn > HELD_UP_SECONDS:
+                self._held_up = now
             if self.closing and (now >= self._deadline or not self._waiting()):
                 return
 
     _longest_turn = 0.0
+    _held_up = 0.0  # when this worker last came back late: what began before it says nothing of the server
     _graceful = False
 
     def _turn(self, now: float) -> float:
@@ -467,7 +476,8 @@ class Worker:
             counters[CHURN_OK] += 1
         else:
             counters[LAST_US] = int(now * 1000000)
-        self.window.verified(now - self.started_at[fd], now)
+        if self.started_at[fd] > self._held_up:
+            self.window.verified(now - self.started_at[fd], now)
 
     def _grow(self, fd: int) -> None:
         more = fd + 128 - len(self.state)
@@ -774,15 +784,24 @@ class Worker:
                     "complete " if fd in self.partial or fd in self.held else "", limit
                 )
                 phase = "echo"
-            if waited > limit:
+            if waited > limit and not self._is_here(fd):
                 self._fail(fd, phase, "ETIMEDOUT", text)
                 self.last_timeout = now
-            elif waited > RETRANSMIT_SECONDS and kind != self.AWAITING and fd not in self.stalled:
+                continue
+            waited = min(waited, now - self._held_up)
+            if waited > RETRANSMIT_SECONDS and kind != self.AWAITING and fd not in self.stalled:
                 self.stalled.add(fd)
                 self.window.overflow(now)
         patience = settings.connect_timeout + settings.reply_timeout
         if self._ramping and self.last_timeout > self.last_good and now - self.last_good > patience:
             self._give_up("not attempted: nothing was established in the last {:g} s".format(patience))
+
+    def _is_here(self, fd: int) -> bool:
+        """Whether what a connection waits for has come and was not looked at: then not the server is late."""
+        waiting = select.poll()
+        writes = self.state[fd] == self.CONNECTING or fd in self.unsent
+        waiting.register(fd, select.POLLOUT | select.POLLIN if writes else select.POLLIN)
+        return bool(waiting.poll(0))
 
     # -- reporting and the end ---------------------------------------------------------------------------
 

@@ -67,7 +67,9 @@ def run_record(
     connections["requested"] += per_client * len(missing)
     connections["failed"] += per_client * len(missing)
     timeline = merge_timelines([result["timeline"] for result in results.values()])
-    connections["peak"] = max([row["open"] for row in timeline], default=0)
+    # Rows lie a step apart; a client's own peak may be between two.
+    peaks = [result["connections"]["peak"] for result in results.values()]
+    connections["peak"] = max([row["open"] for row in timeline] + peaks, default=0)
     echoes = {name: sum(result["echoes"][name] for result in results.values()) for name in ECHOES}
     errors = merge_errors(
         [row | {"host": hosts_of[index]} for index, result in results.items() for row in result["errors"]]

@@ -220,6 +220,13 @@ def test_timelines_of_different_steps_lie_over_each_other() -> None:
     assert merge.merge_timelines([]) == []
 
 
+def test_a_peak_between_two_rows_of_the_timeline_counts() -> None:
+    short = result(100)
+    at = [(0.1, 40), (0.2, 90), (0.25, 100), (0.3, 0)]  # held for no time: it closed before the next row
+    short["timeline"] = [{"t": t, "established": 100, "open": o, "failed": 0, "echoes": 100} for t, o in at]
+    assert record({0: short}, 1)["connections"]["peak"] == 100
+
+
 def test_latencies_over_time_are_those_of_the_worst_client() -> None:
     def row(t: float, p99: float, count: int = 1) -> dict:
         return {"t": t, "connect": None, "response": {"p50": 1.0, "p99": p99, "max": 2 * p99, "count": count}}

@@ -126,6 +126,10 @@ def check_sums(result):
     assert sum(row["count"] for row in result["errors"]) == c["failed"]
     assert c["established"] <= c["requested"]
     assert c["verified"] <= c["established"]
+    if result["timeline"]:
+        end = result["timeline"][-1]
+        totals = (c["established"], c["failed"], e["verified"])
+        assert (end["established"], end["failed"], end["echoes"]) == totals
     good = c["failed"] == 0 and e["mismatched"] == 0 and e["lost"] == 0
     assert result["verdict"] == ("pass" if good else "fail")
     counts = {"service": e["steady"] or e["verified"], "response": e["steady"] or e["verified"]}
@@ -867,6 +871,50 @@ def test_a_killed_worker_s_share_is_failed_and_the_others_finish(serve, start):
     assert errors(result) == {("echo", "WORKER_DIED"): 100}
     assert f"(pid {victim}) was killed by signal 9" in result["errors"][0]["sample"]
     assert result["echoes"]["steady"] > 0
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "0.0.0.0"])
+def test_no_connection_is_one_with_itself(target):
+    """Where nothing listens, TCP connects a socket to its own address and port, and echoes all that it sends."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    ports = f"{port - 3}-{port + 3}"
+    argv = command(port, "--connections", 4, "--ports", ports, "--source", "127.0.0.1", "--hold", 0, "--json")
+    argv[2] = target
+    result = json.loads(subprocess.run(argv, capture_output=True, timeout=30).stdout)
+    assert result["plan"]["busy_ports"] >= 1
+    assert errors(result) == {("connect", "ECONNREFUSED"): 4}
+
+
+def test_a_worker_that_was_held_up_blames_nobody(serve, start):
+    """The replies were there, in its sockets: no connection failed, and the seconds are called its own."""
+    server = serve()
+    options = ["--connections", 40, "--hold", 2.5, "--mode", "flood", "--reply-timeout", 0.5]
+    process = start(server.port, *options)
+    wait_for(lambda: server.messages > 400)
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(1.3)
+    os.kill(worker, signal.SIGCONT)
+    result = json.loads(process.communicate(timeout=20)[0])
+    check_sums(result)
+    assert (result["verdict"], result["errors"]) == ("pass", [])
+    assert result["hosts"][0]["workers"][0]["slow_connects"] == 0
+    assert result["latency_ms"]["service"]["max"] > 1200
+    assert any("held up" in text for text in result["warnings"])
+
+
+def test_what_a_killed_worker_had_is_not_verified_any_more(serve, tmp_path):
+    directory = tmp_path / "run"
+    options = ["--connections", 60, "--hold", 2, "--workers", 2, "--detach", directory]
+    assert subprocess.run(command(serve().port, *options)).returncode == 0
+    wait_for(lambda: state(directory) == "hold")
+    os.kill(children(status(directory)["pid"])[0], signal.SIGKILL)
+    wait_for(lambda: status(directory)["connections"]["failed"])
+    counts = status(directory)["connections"]
+    assert (counts["verified"], counts["failed"], counts["open"]) == (30, 30, 30)
+    finished(directory)
 
 
 def test_a_worker_that_fails_has_verified_nothing(serve):
