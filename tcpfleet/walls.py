@@ -20,6 +20,7 @@ Wall = dict[str, Any]
 FULL = 0.98  # of a limit, seen at the peak: what was in use a moment earlier or later may have been all of it
 BUSY = 0.95  # share of all processors at work
 SHORT = 1.5  # seconds of work that are not yet a wall: one sample's may be chance
+CONTENT = ("EBADMSG", "CROSSED", "EPROTO")  # what replies say; no queue, table or limit changes a byte
 SPARE_FILES = 8  # a process that has so few descriptors left could not take the next connection
 
 
@@ -66,6 +67,10 @@ class Scene:
         old, new = number_at(start, "counters", *keys), number_at(end, "counters", *keys)
         return max(0, int(new - (old or 0))) if new is not None else 0
 
+    def held_back(self) -> bool:
+        """Connections did not come up, or slowly: what a limit of their number or a queue for them can do."""
+        return self.connections.get("established", 0) < self.connections["requested"] or self.slow_connects > 0
+
     def dropped_by_others(self) -> bool:
         """The server's own listeners dropped nothing: what the counters of its host say is another port's."""
         old, new = (dig(self.seen(phase, self.server), "listener_drops") for phase in ("before", "after"))
@@ -90,7 +95,9 @@ class Scene:
 
 def diagnose(scene: Scene) -> Wall | None:
     """The wall, or None where nothing failed and nothing says what slowed the run down."""
-    found = [wall for check in CHECKS if (wall := check(scene)) is not None]
+    first = next((row["errno"] for row in scene.errors if row["errno"] != "ECANCELED"), None)
+    checks = (named_by_clients, *CHECKS) if first in CONTENT else CHECKS
+    found = [wall for check in checks if (wall := check(scene)) is not None]
     if not found:
         return None
     also = {one["name"]: one["evidence"] for one in reversed(found) if one["name"] != found[0]["name"]}
@@ -143,7 +150,7 @@ def machine_files(scene: Scene) -> Wall | None:
     for first, hosts in scene.machines():
         files = dig(scene.seen("peak", first), "files")
         used, most = number_at(files, "open"), number_at(files, "max")
-        if scene.errors and used and most and used >= FULL * most:
+        if scene.errors and scene.held_back() and used and most and used >= FULL * most:
             return _wall(
                 "open files of the machine (fs.file-max)",
                 f"{used:,} of {most:,} were open at the peak on {_names(hosts)}"
@@ -182,7 +189,7 @@ def conntrack(scene: Scene) -> Wall | None:
     for host in scene.hosts():
         table = dig(scene.seen("peak", host), "conntrack")
         used, most = number_at(table, "count"), number_at(table, "max")
-        if scene.errors and used and most and used >= FULL * most:
+        if scene.errors and scene.held_back() and used and most and used >= FULL * most:
             return _wall(
                 "connection tracking table",
                 f"{used:,} of {most:,} entries were in use at the peak on {host}; a full table drops packets",
@@ -200,7 +207,7 @@ def server_files(scene: Scene) -> Wall | None:
         if used is None or most is None:
             continue
         total += 1
-        if used >= most - SPARE_FILES:
+        if used >= most - SPARE_FILES and scene.held_back():
             full, limit = full + 1, int(most)
     refused = _log_says(scene, "EMFILE", "Too many open files", "too many open files")
     if not full and not refused:
@@ -216,7 +223,7 @@ def server_files(scene: Scene) -> Wall | None:
 
 
 def server_capacity(scene: Scene) -> Wall | None:
-    if not scene.errors or not scene.capacity:
+    if not scene.errors or not scene.capacity or not scene.held_back():
         return None
     held = number_at(scene.seen("peak", scene.server), "states", "server", "ESTAB")
     if held is None or held < scene.capacity:
@@ -268,7 +275,7 @@ def syn_queue(scene: Scene) -> Wall | None:
     drops -= scene.grown(scene.server, "netstat", "TcpExt", "ListenOverflows")
     if scene.dropped_by_others():
         dropped, drops = 0, 0
-    if not (dropped or cookies or drops > 0) or not (scene.errors or scene.slow_connects):
+    if not (dropped or cookies or drops > 0) or not scene.held_back():
         return None
     if not (dropped or cookies):
         return _wall(

@@ -210,6 +210,29 @@ def test_what_explains_more_comes_before_the_processors() -> None:
     assert [one["name"] for one in found["also"]] == ["CPU of s1"]
 
 
+@pytest.mark.parametrize(
+    ("failed", "peak", "after"),
+    [
+        # All came up, and later one reply did not come, or the server closed: no limit of their number did that.
+        (("echo", "ETIMEDOUT", 1), {"server": FULL_PROCESS}, {}),
+        (("close", "EOF", 1), {"states": {"server": {"ESTAB": 1000}}}, {}),
+        (("close", "EOF", 1), {"conntrack": {"count": 65530, "max": 65536}}, {}),
+        (("echo", "ETIMEDOUT", 1), {"files": {"open": 2097000, "unused": 0, "max": 2097152}}, {}),
+        (("echo", "ETIMEDOUT", 1), {}, {"counters": counters({"TCPReqQFullDrop": 12})}),
+        # What a reply says is the server's doing, whatever the counters did meanwhile.
+        (("echo", "EBADMSG", 1), {}, {"overflows": 7}),
+        (("echo", "CROSSED", 1), {}, {"counters": counters(softnet=77)}),
+        (("tls", "EPROTO", 1), {"server": FULL_PROCESS}, {"overflows": 7}),
+    ],
+)
+def test_a_counter_that_cannot_have_done_it_is_no_wall(failed: tuple, peak: dict, after: dict) -> None:
+    said = {"name": "the server's doing", "evidence": "e", "fix": "f"}
+    one = scene([failed], {"counters": counters()}, peak, after, said=[(said, 1)], capacity=1000)
+    counts = {"requested": 1000, "established": 1000, "failed": 1}
+    wall = walls.diagnose(dataclasses.replace(one, connections=counts))
+    assert wall is not None and wall["name"] == "the server's doing"
+
+
 def test_what_the_clients_say_counts_where_counters_are_silent() -> None:
     said = {"name": "nothing listens", "evidence": "e", "fix": "f"}
     found = walls.diagnose(scene([("connect", "ECONNREFUSED", 9)], {}, {}, {}, said=[(said, 9)]))
