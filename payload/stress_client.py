@@ -372,12 +372,18 @@ def run_detached(run: Supervisor, directory: str, barrier: bool) -> int:
             alone = Leader(os.path.join(os.path.dirname(directory), "leader")).gone
             wait_go = lambda: os.path.exists(path("go"))  # noqa: E731
             wait_hold = lambda: os.path.exists(path("hold"))  # noqa: E731
+        unwritten = []  # type: List[str]
+
+        def on_status(status: Dict[str, Any]) -> None:
+            try:
+                write_json(path("status.json"), status)
+            except OSError as e:  # a disk that is full for a while ends no load
+                if not unwritten:
+                    unwritten.append("its progress could not be written: {}".format(e.strerror))
+                    run.course.notes.extend(unwritten)
+
         run.course = run.course._replace(
-            wait_go=wait_go,
-            wait_hold=wait_hold,
-            alone=alone,
-            slots=slots,
-            on_status=lambda status: write_json(path("status.json"), status),
+            wait_go=wait_go, wait_hold=wait_hold, alone=alone, slots=slots, on_status=on_status
         )
         pid_file = daemon.PidFile(path("pid"))
         pid_file.acquire()

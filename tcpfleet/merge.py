@@ -342,7 +342,8 @@ def merge_errors(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _missing_error(
     share: Mapping[str, Any], count: int, problems: Mapping[int, str], lost: Mapping[str, str], started: str
 ) -> dict[str, Any]:
-    sample = problems.get(share["index"]) or lost.get(share["host"]) or "the client left no result"
+    reasons = (lost.get(share["host"]), problems.get(share["index"]))
+    sample = "; ".join(reason for reason in reasons if reason) or "the client left no result"
     return {
         "phase": "connect",
         "errno": "UNREACHABLE" if share["host"] in lost else "CLIENT_DIED",

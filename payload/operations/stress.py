@@ -128,8 +128,10 @@ def result(folder, args, context):
         try:
             with open(path) as source:
                 entry["result"] = json.load(source)
+        except FileNotFoundError:
+            entry["message"] = "it left no result; its log says: {}".format(_log_tail(folder, client))
         except (OSError, ValueError) as error:
-            entry["message"] = "no result: {}; its log says: {}".format(error, _log_tail(folder, client))
+            entry["message"] = "its result cannot be read: {}".format(error)
         found.append(entry)
     return {"changed": False, "msg": "", "clients": found}
 
@@ -196,10 +198,18 @@ def _lead(folder):
     """Name this agent as the one that opens the run's barriers: clients that wait for a dead one stop waiting."""
     if not os.path.isdir(folder):
         return
-    draft = os.path.join(folder, "leader.{}".format(os.getpid()))
+    path = os.path.join(folder, "leader")
+    me = "{} {}\n".format(os.getpid(), daemon.process_start_time(os.getpid()))
+    try:
+        with open(path) as source:
+            if source.read() == me:
+                return  # also when the disk has become full
+    except OSError:
+        pass
+    draft = "{}.{}".format(path, os.getpid())
     with open(draft, "w") as target:
-        target.write("{} {}\n".format(os.getpid(), daemon.process_start_time(os.getpid())))
-    os.rename(draft, os.path.join(folder, "leader"))
+        target.write(me)
+    os.rename(draft, path)
 
 
 def install_programs(sources):

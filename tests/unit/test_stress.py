@@ -1,11 +1,13 @@
 """Dealing clients to hosts, finding the target, and merging what clients report: pure functions by tables."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from operations import stress as operation
 
 from payload.histogram import Histogram
 from tcpfleet import merge, report, runs, stress, stress_tasks
@@ -190,6 +192,22 @@ def test_the_share_of_a_lost_host_is_failed() -> None:
     assert run["verdict"] == "fail" and run["wall"]["name"] == "a client host was lost"
     assert run["connections"]["requested"] == 200 and run["connections"]["failed"] == 100
     assert run["errors"][0]["errno"] == "UNREACHABLE" and run["errors"][0]["count"] == 100
+
+
+def test_why_a_host_was_given_up_comes_before_what_is_missing() -> None:
+    run = record({0: result(100)}, 2, lost={"c1": "no space left"}, problems={1: "it left no result"})
+    assert run["errors"][0]["sample"] == "no space left; it left no result"
+
+
+def test_an_agent_that_leads_already_writes_nothing(tmp_path: Path) -> None:
+    """The disk of a client's host may become full in the middle of a load."""
+    operation._lead(tmp_path)
+    before = (tmp_path / "leader").stat()
+    operation._lead(tmp_path)
+    assert (tmp_path / "leader").stat() == before
+    (tmp_path / "leader").write_text("1 another\n")
+    operation._lead(tmp_path)
+    assert (tmp_path / "leader").read_text().split()[0] == str(os.getpid())
 
 
 def test_a_client_that_was_stopped_early_makes_no_pass() -> None:

@@ -905,6 +905,24 @@ def test_a_worker_that_was_held_up_blames_nobody(serve, start):
     assert any("held up" in text for text in result["warnings"])
 
 
+def test_progress_that_cannot_be_written_ends_no_load(serve, tmp_path):
+    """A disk that is full for a while: all connections of the client had failed for that."""
+    directory = tmp_path / "run"
+    options = ["--connections", 30, "--hold", 1.5, "--detach", directory]
+    assert subprocess.run(command(serve().port, *options)).returncode == 0
+    wait_for(lambda: state(directory) == "hold")
+    place = directory / "status.json"
+    while not place.is_dir():  # what no file can take the place of
+        place.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):
+            place.mkdir()
+    wait_for((directory / "result.json").exists)
+    result = json.loads((directory / "result.json").read_text())
+    assert (result["verdict"], result["connections"]["verified"]) == ("pass", 30)
+    assert result["warnings"][0] == "its progress could not be written: Is a directory"
+    place.rmdir()
+
+
 def test_what_a_killed_worker_had_is_not_verified_any_more(serve, tmp_path):
     directory = tmp_path / "run"
     options = ["--connections", 60, "--hold", 2, "--workers", 2, "--detach", directory]
