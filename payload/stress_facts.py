@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import itertools
 import os
+import re
 import resource
 import socket
 import struct
@@ -18,6 +19,10 @@ from stress_plan import OBJECTS, PROCESS_BYTES, HostFacts, Range
 
 LISTEN = 10
 MOST_SOURCES = 4096
+CGROUP_MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 SPARE_PORTS = 200  # of each address, for those that turn out to be busy
 
 
@@ -67,6 +72,18 @@ def is_local_address(family: int, address: str) -> bool:
         probe.close()
 
 
+def _may_bind(family: int, source: str, low: int) -> bool:
+    """Whether this user may take a port that only root has as a rule."""
+    probe = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        probe.bind((source, low))
+    except OSError as e:
+        return e.errno != errno.EACCES
+    finally:
+        probe.close()
+    return True
+
+
 def read_facts(family: int, target: tuple, sources: Sequence[str], ports: Optional[Range]) -> HostFacts:
     """The facts of this host for connections from `sources` to `target`. Raises FactsError."""
     text = _read("/proc/sys/net/ipv4/ip_local_port_range")
@@ -75,9 +92,13 @@ def read_facts(family: int, target: tuple, sources: Sequence[str], ports: Option
     span = tuple(int(word) for word in text.split()) if text else ports
     low, high = ports or span
     busy, busy_from = read_busy(family, target, sources, low, high)
+    reserved = parse_ranges(_read("/proc/sys/net/ipv4/ip_local_reserved_ports") or "")
+    first = (_numbers("/proc/sys/net/ipv4/ip_unprivileged_port_start") or [0])[0]
+    if low < first and not _may_bind(family, sources[0], low):
+        reserved += ((1, first - 1),)
     return HostFacts(
         port_range=(span[0], span[1]),
-        reserved=parse_ranges(_read("/proc/sys/net/ipv4/ip_local_reserved_ports") or ""),
+        reserved=reserved,
         busy=busy,
         nofile=nofile.reachable(),
         cpus=len(os.sched_getaffinity(0)),
@@ -302,10 +323,18 @@ def _numbers(path: str) -> List[int]:
 
 
 def _memory_available() -> Optional[int]:
+    """Of the machine, or what control groups leave of it: sockets count there too, and the page cache can go."""
+    found = []
     for line in (_read("/proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+            found.append(int(line.split()[1]) * 1024)
+    for group in cgroups("memory", _read("/proc/self/cgroup") or ""):
+        for most, now, cached in CGROUP_MEMORY:
+            limit, used = _numbers(group + "/" + most), _numbers(group + "/" + now)
+            files = re.search("^{} (\\d+)$".format(cached), _read(group + "/memory.stat") or "", re.M)
+            if limit and used:
+                found.append(max(0, limit[0] - used[0] + (int(files.group(1)) if files else 0)))
+    return min(found) if found else None
 
 
 def _files_free() -> Optional[int]:
@@ -314,23 +343,51 @@ def _files_free() -> Optional[int]:
 
 
 def _processes_free() -> Optional[int]:
-    """Processes that can still be started here: by kernel.pid_max (/proc/loadavg counts the tasks there are) and
-    by pids.max of the control groups that this process is in."""
+    """Processes that can still be started here: by kernel.pid_max and threads-max (/proc/loadavg counts the tasks
+    there are), by pids.max of the control groups that this process is in, and by `ulimit -u`."""
     found = []
-    most = _numbers("/proc/sys/kernel/pid_max")
     load = (_read("/proc/loadavg") or "").split()
-    if most and len(load) > 3 and "/" in load[3]:
-        found.append(max(0, most[0] - int(load[3].split("/")[1])))
-    for line in (_read("/proc/self/cgroup") or "").splitlines():
-        if line.startswith("0::/"):
-            place = line[4:]
-            while place:
-                group = "/sys/fs/cgroup/" + place
-                limit, now = _numbers(group + "/pids.max"), _numbers(group + "/pids.current")
-                if limit and now:
-                    found.append(max(0, limit[0] - now[0]))
-                place = place.rpartition("/")[0]
-    return min(found) if found else None
+    for name in ("pid_max", "threads-max"):
+        most = _numbers("/proc/sys/kernel/" + name)
+        if most and len(load) > 3 and "/" in load[3]:
+            found.append(most[0] - int(load[3].split("/")[1]))
+    for group in cgroups("pids", _read("/proc/self/cgroup") or ""):
+        limit, now = _numbers(group + "/pids.max"), _numbers(group + "/pids.current")
+        if limit and now:
+            found.append(limit[0] - now[0])
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if most != resource.RLIM_INFINITY and os.getuid() != 0:  # root's are not limited
+        found.append(most - _tasks_of(os.getuid()))
+    return max(0, min(found)) if found else None
+
+
+def _tasks_of(user: int) -> int:
+    """Processes and threads of a user, as `ulimit -u` counts them."""
+    count = 0
+    for name in os.listdir("/proc"):
+        text = (_read("/proc/{}/status".format(name)) or "") if name.isdigit() else ""
+        found = re.search(r"^Uid:\s+(\d+)(?:.*\n)*?Threads:\s+(\d+)", text, re.M)
+        if found and int(found.group(1)) == user:
+            count += int(found.group(2))
+    return count
+
+
+def cgroups(controller: str, text: str) -> List[str]:
+    """Directories of the control groups whose limits hold for a process, innermost first: of the unified
+    hierarchy, and of the one that `controller` has where it is an old one.
+
+    :param text: /proc/self/cgroup.
+    """
+    found = []
+    for line in text.splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = "/sys/fs/cgroup" + ("/" + controller if controllers else "")
+        # In a container the path may be the host's, and the top is the container's own group.
+        parts = [part for part in place.split("/") if part]
+        found += ["/".join([top, *parts[:size]]) for size in range(len(parts), -1, -1)]
+    return found
 
 
 def _conntrack_free() -> Optional[int]:

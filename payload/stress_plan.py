@@ -114,13 +114,12 @@ def make_plan(request: Request, facts: HostFacts) -> Plan:
         refusals.append(_refuse_ports(request, facts, span, usable, busy))
     capacity = facts.nofile - SPARE_DESCRIPTORS
     cpus = facts.cpus if facts.processes_free is None else min(facts.cpus, facts.processes_free // request.slices)
-    workers = request.workers or wanted_workers(request.connections, capacity, cpus)
+    workers = min(request.connections, request.workers or wanted_workers(request.connections, capacity, cpus))
     if capacity < 1 or workers * capacity < request.connections:
         refusals.append(_refuse_nofile(request, facts, max(0, workers * capacity), workers))
     refusals.extend(_refuse_host(request, facts, workers))
     if refusals:
         raise PlanRefused(refusals)
-    workers = min(workers, request.connections)
     shares = tuple(split_shares(request.connections, workers, blocks))
     nofile = max(share.connections for share in shares) + SPARE_DESCRIPTORS
     return Plan(request.connections, request.sources, span, usable, busy, shares, nofile)
@@ -258,10 +257,13 @@ def _refuse_ports(request: Request, facts: HostFacts, span: Range, usable: int, 
     who = _names(request.sources)
     if request.slices > 1:
         who = "share {}/{} of {}".format(request.slice_index, request.slices, who)
-    addresses = _addresses_needed(request, max(1, usable // len(request.sources)))
+    each = usable // len(request.sources)
+    addresses = _addresses_needed(request, each) if each else 0
     tuned_size = (TUNED_RANGE[1] - TUNED_RANGE[0] + 1) // request.slices
     fix = "give at least {} source addresses (--source IP,IP,...)".format(addresses)
-    if request.ports is None and tuned_size > usable // len(request.sources):
+    if not each:
+        fix = "choose other source ports (--ports A-B)"
+    if request.ports is None and tuned_size > each:
         tuned = _addresses_needed(request, tuned_size)
         if tuned <= len(request.sources):
             fix = "widen the range with `inv tune` on this host, or " + fix
@@ -307,12 +309,12 @@ def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refus
     out = []  # type: List[Refusal]
     total = request.connections * request.slices
     ends = 2 if facts.target_here else 1
-    both = " (both ends are on this host)" if ends == 2 else ""
     clients = "" if request.slices == 1 else " of {} clients".format(request.slices)
 
     def refuse(ceiling: str, need: int, have: int, allowed: int, fix: str) -> None:
-        sentence = "{:,} connections{} need {:,} {}{}, but {:,} are free; {}.".format(
-            total, clients, need, ceiling, both, have, fix
+        both = " (both ends are on this host)" if need > total and ends == 2 else ""
+        sentence = "{:,} connections{} need {:,} {}{}, but {:,} are free, enough for {:,} connections; {}.".format(
+            total, clients, need, ceiling, both, have, allowed, fix
         )
         out.append(Refusal(ceiling, allowed // request.slices, fix, sentence))
 
@@ -328,7 +330,12 @@ def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refus
         fix = "raise net.netfilter.nf_conntrack_max, or exempt the port from tracking"
         refuse("conntrack entries", total, facts.conntrack_free, facts.conntrack_free, fix)
     if facts.processes_free is not None and workers * request.slices > facts.processes_free:
-        allowed = facts.processes_free * max(1, facts.nofile - SPARE_DESCRIPTORS)
-        fix = "raise the nofile limit (fewer processes then do) or the process limit"
+        each = 1 if request.workers else max(1, facts.nofile - SPARE_DESCRIPTORS)
+        fix = (
+            "raise the nofile limit (fewer processes then do) or the process limit (ulimit -u, pids.max, pid_max)"
+        )
+        if request.workers:
+            fix = "let --workers be automatic, or raise the process limit (ulimit -u, pids.max, pid_max)"
+        allowed = facts.processes_free * each
         refuse("worker processes", workers * request.slices, facts.processes_free, allowed, fix)
     return out

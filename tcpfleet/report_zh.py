@@ -846,8 +846,9 @@ OUTSIDE = {
     "raise the hard limit with `inv tune` on this host (limits.d, a new login).": (
         "请在这台主机上用 `inv tune` 调大硬限制（limits.d，重新登录后生效）。"
     ),
-    "{host}: {n} connections need {need} {what}, but {have} are free": (
-        "{host}：{n} 条连接需要 {need} {what}，而可用的只有 {have}"
+    "choose other source ports (--ports A-B).": "请选择其他源端口（--ports A-B）。",
+    "{host}: {n} connections need {need} {what}, but {have} are free, enough for {allowed} connections": (
+        "{host}：{n} 条连接需要 {need} {what}，而可用的只有 {have}，够 {allowed} 条连接使用"
     ),
     "bytes of memory": "字节内存",
     "conntrack entries": "个连接跟踪条目",

@@ -60,7 +60,7 @@ def test_a_sentence_is_a_string_wherever_one_is_wanted():
             "s1：端口 7 上没有程序在监听：用",
         ),
         (
-            "c1, c2: 9 connections need 8 bytes of memory, but 7 are free; use fewer",
+            "c1, c2: 9 connections need 8 bytes of memory, but 7 are free, enough for 7 connections; use fewer",
             "c1, c2：9 条连接需要 8 字节内存，",
         ),
     ],

@@ -1,7 +1,10 @@
 """The plan of a stress client, its message, its pacing and its sums: tables over pure functions."""
 
 import bisect
+import os
 import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 import stress_facts
@@ -89,9 +92,17 @@ REFUSALS = [
     (20000, {"workers": 1}, {}, [("open files per process (nofile)", 19936)], ["20,064", "20,000", "--workers"]),
     (5, {}, {"nofile": 64}, [("open files per process (nofile)", 0)], ["limit", "inv tune"]),
     (20000, {}, {"files_free": 39999}, [("open files (fs.file-max)", 19999)], ["40,000", "fs.file-max"]),
-    (20000, {}, {"memory_available": 80000000}, [("bytes of memory", 10000)], ["160,000,000", "both ends"]),
+    (
+        20000,
+        {},
+        {"memory_available": 80000000},
+        [("bytes of memory", 10000)],
+        ["160,000,000", "both ends", "for 10,000"],
+    ),
     (20000, {}, {"conntrack_free": 19999}, [("conntrack entries", 19999)], ["nf_conntrack_max"]),
-    (20000, {}, {"processes_free": 1}, [("worker processes", 19936)], ["process limit"]),
+    (20000, {}, {"processes_free": 1}, [("worker processes", 19936)], ["2 worker processes, but 1", "ulimit"]),
+    (2000, {"workers": 9}, {"processes_free": 8}, [("worker processes", 8)], ["let --workers be automatic"]),
+    (300, {"ports": (1, 200)}, {"reserved": ((1, 1023),)}, [("source ports", 0)], ["200 reserved", "choose"]),
     (
         70000,
         {"workers": 1},
@@ -451,3 +462,56 @@ def test_ports_by_range_only_where_the_kernel_heeds_it(monkeypatch):
     assert stress_ports.choose(socket.AF_INET6, inside, span, True) == "bind"
     monkeypatch.setattr(stress_ports, "_has_range", lambda: False)
     assert stress_ports.choose(socket.AF_INET, inside, span, True) == "bind"
+
+
+# -- limits of this process ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("controller", "text", "expected"),
+    [
+        ("pids", "0::/", ["/sys/fs/cgroup"]),
+        ("pids", "0::/a/b.slice\n", ["/sys/fs/cgroup/a/b.slice", "/sys/fs/cgroup/a", "/sys/fs/cgroup"]),
+        # An old hierarchy for each controller, as on hosts with Python 3.6.
+        ("pids", "8:pids:/a\n4:memory:/b\n1:name=systemd:/c", ["/sys/fs/cgroup/pids/a", "/sys/fs/cgroup/pids"]),
+        ("cpu", "2:cpu,cpuacct:/\n", ["/sys/fs/cgroup/cpu"]),
+        ("memory", "", []),
+    ],
+)
+def test_control_groups_of_a_process(controller, text, expected):
+    assert stress_facts.cgroups(controller, text) == expected
+
+
+def test_an_old_control_group_leaves_so_many_processes_and_so_much_memory(monkeypatch):
+    files = {
+        "/proc/self/cgroup": "8:pids:/a\n4:memory:/a\n0::/",
+        "/sys/fs/cgroup/pids/a/pids.max": "20\n",
+        "/sys/fs/cgroup/pids/a/pids.current": "7\n",
+        "/sys/fs/cgroup/pids/pids.max": "max\n",
+        "/proc/meminfo": "MemAvailable: 9000 kB\n",
+        "/sys/fs/cgroup/memory/a/memory.limit_in_bytes": "5000000\n",
+        "/sys/fs/cgroup/memory/a/memory.usage_in_bytes": "4000000\n",
+        "/sys/fs/cgroup/memory/a/memory.stat": "inactive_file 5\ntotal_inactive_file 300000\n",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
+    }
+    monkeypatch.setattr(stress_facts, "_read", files.get)
+    assert stress_facts._processes_free() == 13
+    assert stress_facts._memory_available() == 1300000
+    files["/proc/self/cgroup"] = ""
+    assert stress_facts._processes_free() is None
+    assert stress_facts._memory_available() == 9000 * 1024
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_a_user_s_own_limits_are_ceilings():
+    """`ulimit -u`, and ports that only root may take: a route was blamed for EACCES."""
+    script = (
+        f"import sys, os, resource, socket; sys.path.insert(0, {str(Path(stress_facts.__file__).parent)!r})\n"
+        "import stress_facts as f; os.setuid(64999); resource.setrlimit(resource.RLIMIT_NPROC, (9, 9))\n"
+        "facts = f.read_facts(socket.AF_INET, ('127.0.0.1', 9), ('127.0.0.1',), (500, 2000))\n"
+        "print(facts.processes_free, facts.reserved[-1:])\n"
+    )
+    done = subprocess.run(["/usr/bin/python3", "-c", script], capture_output=True, text=True, check=True)
+    start = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    assert done.stdout == f"8 ((1, {start - 1}),)\n"
