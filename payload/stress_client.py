@@ -32,7 +32,7 @@ import stress_probe
 import stress_talk
 import stress_threshold
 import stress_tls
-from stress_message import PLACEHOLDERS, MessageError
+from stress_message import PLACEHOLDERS, MessageError, bracketed
 from stress_modes import MODES
 from stress_plan import PlanRefused, Request
 from stress_slots import Slots
@@ -205,7 +205,7 @@ def prepare(options: argparse.Namespace) -> Supervisor:
             options.first_expect,
             options.delimiter,
             options.reply_bytes,
-            options.host,
+            bracketed(options.host),
             options.seed,
         )
         secure = None
@@ -231,6 +231,8 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     else:
         sources = (stress_facts.route_source(family, target),)
     facts = stress_facts.read_facts(family, target, sources, options.ports)
+    if secure:
+        facts = facts._replace(socket_bytes=facts.socket_bytes + stress_tls.BYTES)
     request = Request(options.connections, sources, index, slices, options.workers, options.ports)
     plan = stress_plan.make_plan(request, facts)
     first = options.first_conn if options.first_conn is not None else index * options.connections

@@ -69,6 +69,11 @@ def compile_message(text: str, option: str = "--message", host: str = "", seed: 
     return Message(text, _renderer(template, order, seed), longest, unique)
 
 
+def bracketed(host: str) -> str:
+    """A host as URLs have it, so that a port or a path can follow: an IPv6 address in brackets."""
+    return "[{}]".format(host) if ":" in host else host
+
+
 def as_hex(content: bytes) -> str:
     """The `hex:` form that says the same as a file with this content, placeholders included."""
     parts = _split(content.decode("latin-1"), lambda raw: raw.encode("latin-1"))

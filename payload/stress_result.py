@@ -182,7 +182,8 @@ def diagnose(rows: Sequence[Dict[str, Any]], requested: int, peak: int, target: 
 _NOFILE = ("open files of a client process", "raise nofile on the client host with `inv tune`")
 _CLOSING = (
     "the server closes connections",
-    "see the server's log, its own connection limit and its nofile limit (`inv server-status`)",
+    "see the server's log, its idle and keep-alive limits, its own connection limit and its nofile limit "
+    "(`inv server-status`)",
 )
 _TLS = ("TLS handshake", "see the sample: --tls-ca, --tls-name, --tls-insecure, or {target} does not speak TLS")
 _AWAY = ("the target is out of reach", "look at the route to {target}, and at firewalls on the way and here")

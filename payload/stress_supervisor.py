@@ -20,6 +20,7 @@ import stress_slab as slabs
 import stress_threshold
 import stress_worker
 from histogram import Histogram
+from stress_message import bracketed
 from stress_plan import HostFacts, Plan, plan_to_dict
 from stress_result import Timeline, WorkerReport
 from stress_slots import Slots
@@ -408,7 +409,7 @@ class Supervisor:
         rates = {"ramp": results.begun_per_second(reports)}
         if churn and self._hold_seconds > 0:
             rates["churn"] = churn["per_second"]
-        target = "{}:{}".format(*self.settings.target[:2])
+        target = "{}:{}".format(bracketed(self.settings.target[0]), self.settings.target[1])
         asked = self.settings.rate
         record = {
             "schema": "tcpfleet.run/1",

@@ -15,6 +15,7 @@ from typing import Any
 
 from payload import stress_threshold
 from payload.histogram import Histogram, worse_row
+from payload.stress_message import bracketed
 from payload.stress_threshold import Threshold
 from tcpfleet import walls
 from tcpfleet.report_data import dig
@@ -149,7 +150,7 @@ def run_record(
         "plan": {
             "clients": len(shares),
             "per_client": per_client,
-            "target": ", ".join(f"{target['address']}:{target['port']}" for target in targets),
+            "target": ", ".join(f"{bracketed(target['address'])}:{target['port']}" for target in targets),
             "servers": dict(server_plans or {}),
             "shares": [
                 dict(share)

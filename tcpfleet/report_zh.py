@@ -771,8 +771,8 @@ OUTSIDE = {
     "look at the route to {target}, and at firewalls on the way and here": (
         "检查到 {target} 的路由，以及途中和本机的防火墙"
     ),
-    "see the server's log, its own connection limit and its nofile limit (`inv server-status`)": (
-        "检查服务端的日志、它自身的连接上限与 nofile 限制（`inv server-status`）"
+    "see the server's log, its idle and keep-alive limits, its own connection limit and its nofile limit (`inv server-status`)": (
+        "检查服务端的日志、它的空闲与 keep-alive 限制、它自身的连接上限与 nofile 限制（`inv server-status`）"
     ),
     # ---- warnings of the clients
     "its clock is {seconds} s ahead of the controller's": "其时钟比控制端快 {seconds} 秒",

@@ -83,7 +83,9 @@ def stress(
         run = planned(options, clients, per_client, target, allow_target, client_options, how.fail_if)
     runs.check_writable()
     each, count = run.request.per_client, run.request.clients
-    where = ", ".join(f"{target.address}:{target.port}" for target in run.request.targets)
+    where = ", ".join(
+        f"{stress_message.bracketed(target.address)}:{target.port}" for target in run.request.targets
+    )
     options.say(
         f"run {run.run_id}: {count} clients x {each:,} = {count * each:,} connections to "
         f"{where} from {', '.join(host.name for host in run.client_hosts)}"

@@ -642,7 +642,12 @@ def test_people_get_words(serve):
 def test_the_plan_alone_starts_nothing(serve):
     server = serve()
     done = subprocess.run(command(server.port, "--connections", "50", "--plan"), capture_output=True, text=True)
-    assert json.loads(done.stdout)["connections"] == 50
+    plan = json.loads(done.stdout)
+    assert plan["connections"] == 50
+    options = ["--connections", "50", "--plan", "--tls-insecure"]
+    done = subprocess.run(command(server.port, *options), capture_output=True, text=True)
+    secure = json.loads(done.stdout)
+    assert secure["host"]["bytes_per_connection"] - plan["host"]["bytes_per_connection"] == 20000
     assert not server.peers
 
 

@@ -18,8 +18,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def nginx(folder, port, certificate=None):
+def nginx(folder, port, certificate=None, ipv6=False):
     tls = f"ssl_certificate {certificate}.crt; ssl_certificate_key {certificate}.key;" if certificate else ""
+    more = f"listen [::1]:{port};" if ipv6 else ""
     (folder / "www").mkdir()
     (folder / "www/index.html").write_text("<p>" + "hello " * 100)
     (folder / "nginx.conf").write_text(
@@ -28,7 +29,7 @@ def nginx(folder, port, certificate=None):
         f"http {{access_log off; keepalive_timeout 600; client_body_temp_path {folder}/a; "
         f"proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; "
         f"scgi_temp_path {folder}/e; server {{ "
-        f"listen 127.0.0.1:{port} backlog=4096 {'ssl' if tls else ''}; {tls} root {folder}/www; }} }}"
+        f"listen 127.0.0.1:{port} backlog=4096 {'ssl' if tls else ''}; {more} {tls} root {folder}/www; }} }}"
     )
     return ["nginx", "-p", str(folder), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
 
@@ -70,8 +71,8 @@ def start(tmp_path, packages):
         log.close()
 
 
-def load(port, *options, code=0):
-    command = [sys.executable, str(CLIENT), "127.0.0.1", str(port), "--json", *map(str, options)]
+def load(port, *options, code=0, host="127.0.0.1"):
+    command = [sys.executable, str(CLIENT), host, str(port), "--json", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stderr[-2000:] + done.stdout[:3000]
     result = json.loads(done.stdout)
@@ -92,6 +93,14 @@ def test_5000_connections_each_reply_verified(start, preset, make):
     assert result["connections"]["verified"] == result["connections"]["peak"] == CONNECTIONS
     assert result["connections"]["failed"] == result["echoes"]["lost"] == result["echoes"]["mismatched"] == 0
     assert result["echoes"]["steady"] > CONNECTIONS
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_http_over_ipv6(start):
+    """A Host header has such an address in brackets; without them the reply is 400."""
+    port = start(nginx, ipv6=True)
+    result = load(port, "--preset", "http", "--connections", 50, "--hold", 0, host="::1")
+    assert (result["connections"]["verified"], result["target"]) == (50, f"[::1]:{port}")
 
 
 @pytest.mark.full
