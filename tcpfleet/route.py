@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tcpfleet.inventory import Connection
     from tcpfleet.keys import Keyring
+    from tcpfleet.ssh_config import SshConfig
 
 HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to ask while many hosts are opened
     "yes": "strict",
@@ -36,8 +37,8 @@ HOST_KEY_POLICIES = {  # ssh_config's StrictHostKeyChecking; nobody is there to 
     "no": "off",
     "off": "off",
 }
-_TAME = re.compile(r"[\w.:%@+-]+")  # in host and user names, before a shell sees them
 USER_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"  # as in OpenSSH
+MOST_HOPS = 16
 CONNECT_TRIES = 3  # sshd's MaxStartups drops connections at random when many arrive at once
 
 
@@ -112,26 +113,31 @@ class _Hop(NamedTuple):
 
 
 def _jump(text: str) -> _Hop:
-    """One of `ssh -J`: [user@]host[:port], an IPv6 address with a port in brackets.
+    """One of `ssh -J`: [user@]host[:port], an IPv6 address with a port in brackets, or a URI of that.
 
     >>> _jump("ops@[::1]:2222")
     _Hop(host='::1', user='ops', port=2222)
     """
-    user, _, place = text.strip().rpartition("@")
+    user, _, place = text.strip().removeprefix("ssh://").removesuffix("/").rpartition("@")
     host, _, port = place.rpartition(":")
     if not host or (host.count(":") and not host.startswith("[")):
         host, port = place, ""
-    if port and not port.isdigit():
-        raise BadInput(f"ProxyJump: {text.strip()!r} is not [user@]host[:port]")
-    return _Hop(host.removeprefix("[").removesuffix("]"), user or None, int(port) if port else None)
+    host = host.removeprefix("[").removesuffix("]")
+    is_port = not port or (port.isascii() and port.isdigit() and 0 < int(port[:9]) < 65536)
+    if not host or host.startswith("-") or not is_port:
+        raise BadInput(f"ProxyJump: {text.strip()!r:.100} is not [user@]host[:port]")
+    return _Hop(host, user or None, int(port) if port else None)
 
 
 def _way(
-    ssh_config: Any, target: _Hop, jump: str | None, command: str | None, seen: frozenset[_Hop] = frozenset()
+    said: SshConfig, target: _Hop, jump: str | None, command: str | None, seen: frozenset[_Hop] = frozenset()
 ) -> tuple[list[_Hop], str | None]:
-    """All hops to `target` and the first one's ProxyCommand, from what was given or else from ssh_config."""
+    """All hops to `target` and the first one's ProxyCommand, from what was given or else from ssh_config.
+
+    :raises BadInput: a jump host is none, or there is no end of them.
+    """
     if jump is None and command is None:
-        found = ssh_config.lookup(target.host)
+        found = said.given(target.user, target.port).lookup(target.host)
         jump, command = found.get("proxyjump"), found.get("proxycommand")
     jump, command = _unless_none(jump), _unless_none(command)
     if not jump:
@@ -139,7 +145,11 @@ def _way(
     first, *others = (_jump(part) for part in jump.split(","))
     if first in seen or first[::2] == target[::2]:
         return [target], command  # `Host *` with a ProxyJump is about the jump host too
-    hops, command = _way(ssh_config, first, None, None, seen | {first})
+    if len(seen) > MOST_HOPS:
+        raise BadInput(
+            f"ProxyJump: more than {MOST_HOPS} jump hosts lead to one another, the last to {first.host:.60}"
+        )
+    hops, command = _way(said, first, None, None, seen | {first})
     return [*hops, *others, target], command
 
 
@@ -149,11 +159,9 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
     from tcpfleet import hostkeys, ssh_config
 
     _quiet_paramiko()
-    # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder. A new
-    # Config for each route, since a Connection writes into the one that it is given.
-    config = fabric.Config(ssh_config=ssh_config.load(how.ssh.config_file), lazy=True)
+    said = ssh_config.load(how.ssh.config_file)
     target = _Hop(how.address, how.user, how.port)
-    way, command = _way(config.base_ssh_config, target, how.ssh.proxy_jump, how.ssh.proxy_command)
+    way, command = _way(said, target, how.ssh.proxy_jump, how.ssh.proxy_command)
     hops: list[fabric.Connection] = []
     for one in way:
         arguments: dict[str, Any] = {
@@ -170,7 +178,9 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
             one.host,
             user=one.user,
             port=one.port,
-            config=config,
+            # Invoke's and Fabric's own configuration files do not apply: behaviour must not depend on the folder.
+            # A new Config for each, since a Connection writes into the one that it is given.
+            config=fabric.Config(ssh_config=said.given(one.user, one.port), lazy=True),
             gateway=hops[-1] if hops else False,
             connect_timeout=connect_timeout,
             connect_kwargs=arguments,
@@ -203,7 +213,7 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
     if command:
         first = hops[0]
         for word in (first.host, way[0].host, str(first.user)):
-            if not _TAME.fullmatch(word):
+            if not ssh_config.TAME.fullmatch(word):
                 raise BadInput(f"ProxyCommand: {word!r} would be read by a shell")
         tokens = {"%%": "%", "%h": first.host, "%n": way[0].host, "%p": str(first.port), "%r": first.user}
         command = re.sub("%.", lambda found: tokens.get(found[0], found[0]), command)
@@ -266,13 +276,13 @@ def _quiet_paramiko() -> None:
 
 def _known_hosts(how: Connection, ssh_config: Mapping[str, str]) -> list[Path]:
     """The user's files, of which the first is written to, and the machine's."""
+    for file in how.ssh.known_hosts:
+        if "%" in file or "${" in file:
+            raise BadInput(f"UserKnownHostsFile {file}: tokens and variables count in ssh_config only")
     own = how.ssh.known_hosts or shlex.split(ssh_config.get("userknownhostsfile", USER_KNOWN_HOSTS))
     everyones = shlex.split(
         ssh_config.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     )
-    for file in (*own, *everyones):
-        if "%" in file:
-            raise BadInput(f"UserKnownHostsFile {file}: % tokens are not supported")
     return [Path(file).expanduser() for file in (*own, *everyones) if file.lower() != "none"]
 
 

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -418,6 +419,14 @@ SETTINGS = {
         "Host h\n  Port {port}\nHost *\n  Include more\n  IdentityFile {key}\n",
         "Host other\n  Port 1\n",
     ),
+    "a jump host as a URI": (
+        "Host h\n  Port {port}\n  ProxyJump ssh://{user}@127.0.0.1:{port}\nHost *\n  IdentityFile {key}\n",
+        "",
+    ),
+    "a host of an included file under a Host": (
+        "Host h\n  Include more\nHost *\n  IdentityFile {key}\n",
+        "Host x\n  Port 1\nHost h\n  Port {port}\n",
+    ),
     "Match": ("Match originalhost h user {user}\n  Port {port}\nMatch all\n  IdentityFile {key}\n", ""),
     "Match exec, which reads nothing that is typed": (
         'Match exec "! read x; test %n = h"\n  Port {port}\n  IdentityFile {key}\n',
@@ -440,24 +449,89 @@ def test_settings_of_ssh_config(sshd: LocalSshd, tmp_path: Path, home: Path, con
     login(sshd, args, ansible_host="h", ansible_port=None, ansible_ssh_private_key_file=None)
 
 
+# Lines for a host h, and what OpenSSH makes of them (`ssh -G`): a user, a port and so on. {more} is another file.
+SAID: dict[str, tuple[str, dict[str, str]]] = {
+    "a comment": (
+        'Port 33 # not 22\nUser "bob" #\nHostName a#b\n',
+        {"port": "33", "user": "bob", "hostname": "a#b"},
+    ),
+    "a comment after Host": ("Host x # h\n  Port 33\n", {"port": "22"}),
+    "quotes": ('User \'a "b\'\nHostKeyAlias a\\ b"c d"\n', {"user": 'a "b', "hostkeyalias": "a bc d"}),
+    "a backslash": ("User dom\\me\n", {"user": "dom\\me"}),
+    "brackets are no pattern": ("Host [a-z]\n  Port 33\n", {"port": "22"}),
+    "an excluded host": ("Host * !h\n  Port 33\n", {"port": "22"}),
+    "Match in capitals": ("MATCH HOST other\n  Port 33\nMatch ALL\n  User bob\n", {"port": "22", "user": "bob"}),
+    "Match with =": ("Match host=H,x\n  Port 33\n", {"port": "33"}),
+    "Match !": ("Match !host h\n  Port 33\nMatch !user x host !x,*\n  User bob\n", {"port": "22", "user": "bob"}),
+    "Match user is about who logs in": ("Match user deploy\n  Port 33\n", {"port": "33", "user": "deploy"}),
+    "Match final": ("HostName foo\nMatch final host foo\n  Port 33\n", {"port": "33", "hostname": "foo"}),
+    "Host in a file under another Host": (
+        "Host h\n  Include {more}\n  User bob\nHost x\n  Include {more}\n",
+        {"port": "33", "user": "bob", "hostkeyalias": "more"},
+    ),
+    "Host in a file under another Host that does not hold": ("Host x\n  Include {more}\n", {"port": "22"}),
+    "a percent sign": ("HostName %h%%1.x\n", {"hostname": "h%1.x"}),
+    "known_hosts": (
+        "UserKnownHostsFile /%h/%p ${{HOME}}/k '/c d'\n",
+        {"userknownhostsfile": "/h/22 {home}/k /c d"},
+    ),
+    "the first way counts": ("ProxyCommand none\nProxyJump gate\n", {"proxyjump": ""}),
+    "the first jump host counts": ("ProxyJump bob@gate:33\nProxyCommand x\n", {"proxyjump": "bob@gate:33"}),
+    "yes": ("HashKnownHosts TRUE\nIdentitiesOnly true\n", {"hashknownhosts": "yes", "identitiesonly": "yes"}),
+    "settings of no effect": ("ForwardAgent ${{HOME}}\nSendEnv A B\nCanonicalizeHostname yes\n", {"port": "22"}),
+}
+
+
+@pytest.mark.parametrize(("config", "said"), SAID.values(), ids=SAID)
+def test_ssh_config_means_what_it_means_to_openssh(home: Path, config: str, said: dict[str, str]) -> None:
+    (home / "more").write_text("Host h\n  Port 33\n  HostKeyAlias more\n")
+    (home / "config").write_text(config.format(more=home / "more"))
+    said = {name: text.format(home=home) for name, text in said.items()}
+    user = "deploy" if said.get("user") == "deploy" else None
+    found = ssh_config.load(str(home / "config")).given(user, None).lookup("h")
+    ours = {name: found.get(name, {"port": "22"}.get(name, "")) for name in said}
+    if "userknownhostsfile" in ours:
+        ours["userknownhostsfile"] = " ".join(shlex.split(ours["userknownhostsfile"]))
+    assert ours == said
+    argv = ["ssh", "-G", "-F", home / "config", *(("-l", user) if user else ()), "h"]
+    lines = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    theirs = dict(line.split(" ", 1) for line in lines)
+    assert {name: theirs.get(name, "") for name in said} == said
+
+
 REFUSED = {
     "RevokedHostKeys": ("RevokedHostKeys /x\n", "RevokedHostKeys is not supported: mark the keys @revoked"),
     "CertificateFile": ("CertificateFile /x\n", "CertificateFile /x: put it beside its key as KEY-cert.pub"),
     "IdentityAgent": ("IdentityAgent /x\n", "IdentityAgent /x: set SSH_AUTH_SOCK instead"),
-    "two conditions": ("Host 127*\n  Include other\n", "other:1: Host in a file that is included under `Host 127"),
+    "a Match of another version": (
+        "Match tagged x\n  Port 1\n",
+        "config:1: Match 'tagged' is not supported: all,",
+    ),
+    "a Match without its value": ("Match user\n", "config:1: Match user needs a value"),
+    "a name that a shell would read": (
+        "Host *\n  User a;id\nMatch exec true\n",
+        "Match exec: 'a;id' would be read by a shell",
+    ),
+    "two values": ("\n\nPort 22 33\n", "config:3: port takes one value"),
+    "no value": ("User\n", "config:1: 'User' is no setting with a value"),
+    "a token that is none": ("IdentityFile ~/%y\n", "127.0.0.1: %y of ~/%y is no token here"),
+    "a variable that is none": ("IdentityFile ${NOT_THERE}/k\n", "127.0.0.1: there is no variable NOT_THERE"),
+    "jump hosts without end": ("ProxyJump gate-%h\n", "more than 16 jump hosts lead to one another"),
+    "no jump host": ("ProxyJump a,,b\n", "ProxyJump: '' is not "),
+    "a jump host's port": ("ProxyJump a:99999\n", "ProxyJump: 'a:99999' is not "),
     "itself": ("Include config\n", "more than 16 levels of Include"),
     "a folder": ("Include /etc\n", "/etc: Is a directory"),
-    "a port that is none": ("Host *\n  Port ssh\n", "ssh_config for 127.0.0.1: .*'ssh'"),
+    "a port that is none": ("Host *\n  Port ssh\n", "config:2: port: 'ssh' is no number up to 65535"),
     "a number that is none": (
         "CanonicalizeHostname yes\nCanonicalizeMaxDots x\n",
-        "ssh_config for 127.0.0.1: .*'x'",
+        "config:2: canonicalizemaxdots: 'x' is no number",
     ),
     "a name that cannot be made canonical": (
         "CanonicalizeHostname yes\nCanonicalDomains invalid\nCanonicalizeMaxDots 9\n"
         "CanonicalizeFallbackLocal no\n",
         "ssh_config for 127.0.0.1: ",
     ),
-    "a quote": ("Include 'x\n", "config:1: No closing quotation"),
+    "a quote": ("Include 'x\n", "config:1: no closing quotation"),
 }
 
 
@@ -474,7 +548,7 @@ def test_settings_that_would_not_count_are_refused(
 NO_WAY = {
     "a key that is not there": ("", "cannot read /nonexistent/key"),
     "an ssh_config that is not there": ("-F /nonexistent/config", "/nonexistent/config: No such file"),
-    "an ssh_config that is none": ("-F {folder}/stranger", "stranger: Unparsable line"),
+    "an ssh_config that is none": ("-F {folder}/stranger", "stranger:1: .* is no setting with a value"),
     "a name that a shell would read": ("-o ProxyCommand=x -o ProxyJump=none", "would be read by a shell"),
     "a jump host whose key has changed": ("-o ProxyJump=localhost:{port}", "host key of .localhost.* has changed"),
     "a jump host that is not there": (
