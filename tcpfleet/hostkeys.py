@@ -118,7 +118,7 @@ class Known(NamedTuple):
 def parse(text: str, file: str) -> Known:
     """A known_hosts file's text; a damaged line hides no other."""
     known = Known({}, [])
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # no other character ends a line for OpenSSH
         fields = line.split()
         marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
         if len(fields) < 3 or fields[0].startswith("#") or marker not in ("", "@cert-authority", "@revoked"):
@@ -139,7 +139,7 @@ def parse(text: str, file: str) -> Known:
 
 @functools.lru_cache(maxsize=16)
 def _load_file(path: Path, changed: int, size: int) -> Known:
-    return parse(path.read_text(errors="replace"), str(path))
+    return parse(path.read_bytes().decode(errors="replace"), str(path))
 
 
 def load(path: Path) -> Known:

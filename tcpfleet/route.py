@@ -25,6 +25,7 @@ from tcpfleet.secret import Secret
 
 if TYPE_CHECKING:
     import fabric
+    import paramiko
 
     from tcpfleet.inventory import Connection
     from tcpfleet.keys import Keyring
@@ -191,7 +192,7 @@ def route(how: Connection, connect_timeout: float, keys: Keyring) -> Route:
             file for file in files if file == named or os.path.isfile(os.path.expanduser(file))
         ]
         _refuse_what_does_not_count(hop)
-        _choose_identities(hop)
+        _choose_identities(hop, connect_timeout)
         unlocked = [key for key in map(keys.unlocked, _identities(hop)) if key is not None]
         if unlocked:
             hop.connect_kwargs["pkey"] = unlocked[-1]
@@ -235,25 +236,66 @@ def _refuse_what_does_not_count(hop: fabric.Connection) -> None:
         raise BadInput(f"ssh_config for {hop.host}: {why}")
 
 
-def _choose_identities(hop: fabric.Connection) -> None:
-    """IdentitiesOnly and IdentityAgent; files that are public keys say which of the agent's keys is meant."""
-    if hop.ssh_config.get("identityagent", "").lower() == "none":
-        hop.connect_kwargs["allow_agent"] = False
-    files = hop.connect_kwargs["key_filename"]
-    hop.connect_kwargs["key_filename"] = [file for file in files if not _public_key(file)]
-    if hop.ssh_config.get("identitiesonly", "no").lower() != "yes":
-        return
-    named = files or _identities(hop)
-    if files:
-        hop.connect_kwargs["look_for_keys"] = False
-    if hop.connect_kwargs.get("allow_agent", True):
+class _Agent:
+    """ssh-agent with its keys in OpenSSH's order, for a host hears but a few of them (MaxAuthTries).
+
+    :param files: the identities, of which the agent's are tried first.
+    :param only: no others.
+    :param timeout: seconds that it may take to answer.
+    """
+
+    def __init__(self, files: list[str], only: bool, timeout: float) -> None:
+        self._wanted = [key for file in files if (key := _public_key(file) or _public_key(f"{file}.pub"))]
+        self._only, self._timeout = only, timeout
+        self._agent: paramiko.Agent | None = None
+
+    def get_keys(self) -> list[paramiko.AgentKey]:
+        """Its keys, those that are to be tried first; none where there is no agent.
+
+        :raises Unreachable: it is silent, or no agent.
+        """
         import paramiko
 
-        wanted = {key for file in named if (key := _public_key(file) or _public_key(f"{file}.pub"))}
-        held = [key for key in paramiko.Agent().get_keys() if key.get_base64() in wanted] if wanted else []
-        if held:
-            hop.connect_kwargs["pkey"] = held[0]
-    hop.connect_kwargs["allow_agent"] = False
+        place = os.environ.get("SSH_AUTH_SOCK", "")
+        with socket.socket(socket.AF_UNIX) as probe:  # Paramiko would wait for ever
+            probe.settimeout(self._timeout)
+            try:
+                probe.connect(place)
+                probe.sendall(b"\0\0\0\1\x0b")  # SSH_AGENTC_REQUEST_IDENTITIES
+                head = probe.recv(5)
+            except TimeoutError:
+                raise Unreachable(f"the ssh-agent at {place} does not answer") from None
+            except OSError:
+                return []
+        if head[4:] != b"\x0c":
+            raise Unreachable(f"what listens at {place} is no ssh-agent")
+        self._agent = paramiko.Agent()
+        keys = sorted(self._agent.get_keys(), key=self._rank)
+        return [key for key in keys if self._rank(key) < len(self._wanted) or not self._only]
+
+    def _rank(self, key: paramiko.AgentKey) -> int:
+        name = key.get_base64()
+        return self._wanted.index(name) if name in self._wanted else len(self._wanted)
+
+    def close(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+
+
+def _choose_identities(hop: fabric.Connection, connect_timeout: float) -> None:
+    """IdentitiesOnly and IdentityAgent; files that are public keys say which of the agent's keys is meant."""
+    files = hop.connect_kwargs["key_filename"]
+    hop.connect_kwargs["key_filename"] = [file for file in files if not _public_key(file)]
+    only = hop.ssh_config.get("identitiesonly", "no") == "yes"
+    named = files or _identities(hop)
+    if only and files:
+        hop.connect_kwargs["look_for_keys"] = False
+    if hop.ssh_config.get("identityagent", "").lower() == "none":
+        hop.connect_kwargs["allow_agent"] = False
+    elif os.environ.get("SSH_AUTH_SOCK"):
+        hop.client._agent = _Agent(
+            named, only, connect_timeout
+        )  # where Paramiko keeps the one that it makes otherwise
 
 
 def _public_key(file: str) -> str | None:
@@ -349,6 +391,14 @@ def _is_about_the_login(error: Exception, at: fabric.Connection) -> bool:
     return asked or isinstance(error, paramiko.AuthenticationException)
 
 
+def _was_thrown_out(at: fabric.Connection) -> bool:
+    """Paramiko then says that there is no session."""
+    transport = at.client.get_transport()
+    if transport is None or transport.auth_handler is None or transport.is_active():
+        return False
+    return not transport.is_authenticated()
+
+
 def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
     import paramiko
     from paramiko.ssh_exception import NoValidConnectionsError
@@ -359,6 +409,11 @@ def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
     where = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
     if isinstance(error, HostKeyRefused):
         return str(error)
+    if isinstance(error, paramiko.SSHException) and _was_thrown_out(at):
+        return (
+            f"{where} ended the connection during the login of user {at.user}, as after too many keys "
+            "(MaxAuthTries): name the right one, with IdentitiesOnly if ssh-agent has many"
+        )
     if _is_about_the_login(error, at):
         refused = isinstance(error, paramiko.AuthenticationException)
         told = os_reason(error) if refused else "no key was accepted"

@@ -82,7 +82,7 @@ def login(
 
 
 def known(path: Path, *lines: str, policy: str = "yes") -> str:
-    path.write_text("".join(lines))
+    path.write_bytes("".join(lines).encode())
     return f"-o UserKnownHostsFile={path} -o StrictHostKeyChecking={policy}"
 
 
@@ -105,6 +105,7 @@ GOOD = {
 }
 BAD = {
     "nothing is known": ("", "is not in .* and the policy is strict"),
+    "in another line's comment": ("x {other} \u2028{name} {key}\ny {other} \r{name} {key}\n", "is not in"),
     "changed": ("{name} {other}\n", "has changed: .*known:1 has SHA256:.*nothing was sent"),
     "changed, hashed": ("{hashed} {other}\n", "has changed"),
     "changed, pattern": ("[127.0.0.*]:* {other}\n", "has changed"),
@@ -134,6 +135,7 @@ def test_a_known_host_key(sshd: LocalSshd, tmp_path: Path, text: str) -> None:
 # Policies under which it is as bad as that; all of them where nothing is said.
 ONLY = {
     "nothing is known": ("yes",),
+    "in another line's comment": ("yes",),
     "excluded by the pattern": ("yes",),
     "another authority": ("yes", "accept-new"),
 }
@@ -324,17 +326,11 @@ def test_a_prompt_on_a_terminal(sshd: LocalSshd, tmp_path: Path, home: Path, typ
         os.close(its)
 
 
-@pytest.mark.parametrize("named", ["mine", "mine.pub", ""], ids=["a key", "its public half", "none"])
-def test_identities_only(
-    sshd: LocalSshd, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, named: str
-) -> None:
-    """Of an agent's many keys the one that is meant is tried, before sshd has had too many; nobody is asked."""
-    copied(sshd, tmp_path / "mine", "phrase")
-    (tmp_path / "mine.pub").write_text(sshd.key.with_suffix(".pub").read_text())
+@pytest.fixture
+def agent(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ssh-agent with seven strangers' keys and, last, the one that opens; sshd hears six."""
     place = str(tmp_path / "agent")
-    lines = "IdentitiesOnly yes\n" + (f"IdentityFile {tmp_path}/{named}\n" if named else "")
-    (home / ".ssh/config").write_text(lines)
-    with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+    with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as process:
         try:
             while not os.path.exists(place):
                 time.sleep(0.01)
@@ -343,13 +339,71 @@ def test_identities_only(
                 keygen("-f", tmp_path / f"other{number}")
                 subprocess.run(["ssh-add", "-q", tmp_path / f"other{number}"], check=True)
             subprocess.run(["ssh-add", "-q", sshd.key], check=True)
-            if named:
-                login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
-            else:  # it holds none of the user's own
-                with pytest.raises(Unreachable, match="refused the login"):
-                    login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+            yield
         finally:
-            agent.terminate()
+            process.terminate()
+
+
+# {t} is the folder; `mine` there is encrypted and its public half lies beside it.
+IDENTITIES = {
+    "a key": ("IdentitiesOnly yes\nIdentityFile {t}/mine\n", None),
+    "its public half": ("IdentitiesOnly yes\nIdentityFile {t}/mine.pub\n", None),
+    "the second of two": ("IdentitiesOnly yes\nIdentityFile {t}/other3\nIdentityFile {t}/mine\n", None),
+    "the second of two public halves": (
+        "IdentitiesOnly yes\nIdentityFile {t}/other3.pub\nIdentityFile {t}/mine.pub\n",
+        None,
+    ),
+    "it holds none of the user's own": ("IdentitiesOnly yes\n", "refused the login"),
+    "a key, and others may be tried": ("IdentityFile {t}/mine\n", None),
+    "none is named": ("\n", r"ended the connection during the login of user \w+, as after too many keys"),
+    "a default key": ("default", None),
+}
+
+
+@pytest.mark.parametrize(("config", "said"), IDENTITIES.values(), ids=IDENTITIES)
+def test_which_of_an_agents_many_keys(
+    sshd: LocalSshd, tmp_path: Path, home: Path, agent: None, config: str, said: str | None
+) -> None:
+    """The one that is meant is tried before sshd has had too many; nobody is asked."""
+    if config == "default":
+        (home / ".ssh/id_ed25519.pub").write_text(sshd.key.with_suffix(".pub").read_text())
+        config = "\n"
+    copied(sshd, tmp_path / "mine", "phrase")
+    (tmp_path / "mine.pub").write_text(sshd.key.with_suffix(".pub").read_text())
+    (home / ".ssh/config").write_text(config.format(t=tmp_path))
+    if said is None:
+        login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+    else:
+        with pytest.raises(Unreachable, match=said):
+            login(sshd, trusted(sshd, tmp_path), ansible_ssh_private_key_file="")
+
+
+@pytest.mark.parametrize(("says", "said"), [(b"", "does not answer"), (b"\0\0\0\5?????", "is no ssh-agent")])
+def test_an_agent_that_is_none(
+    sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes, said: str
+) -> None:
+    """It is asked when no file has opened the host, and does not hold up the command."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(listener.accept()[0])
+                held[-1].sendall(says)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent"))
+        listener.listen()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        login(sshd, trusted(sshd, tmp_path))
+        with pytest.raises(Unreachable, match=said):
+            login(sshd, trusted(sshd, tmp_path), timeout=1, ansible_ssh_private_key_file="")
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for one in held:
+        one.close()
 
 
 def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
