@@ -333,7 +333,7 @@ class Session:
                     raise self._lost(os_reason(error)) from None
                 if not data:
                     _code, said = self._stream.last_words()
-                    raise self._lost(f"the agent ended during {doing}" + (f": {said}" if said else ""))
+                    raise self._lost(f"the agent ended during {doing}" + (f": {_in_short(said)}" if said else ""))
                 answers = self._decode(data)
                 arrived += len(data)
                 if answers or arrived >= TRICKLE:
@@ -489,7 +489,7 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
             code, said = stream.last_words()
             # A ForceCommand and nologin say it on stdout; what follows the token is our own.
             noise = heard.partition(b"\n" + token)[0][-300:].decode(errors="replace").strip()
-            raise HostFailed(_why_no_agent(python, code, said or noise))
+            raise HostFailed(_why_no_agent(python, code, _in_short(said or noise)))
         return part
 
     def word_after_token() -> tuple[str, bytes]:
@@ -517,7 +517,8 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
             f"{python} is Python {word[4:]}, tcpfleet needs 3.6 or newer there; set ansible_python_interpreter"
         )
     elif word != "have":
-        raise Unreachable(f"the agent did not start: {word}")
+        changed = "; its login changes what is sent, as a terminal does" if word.strip() == "have" else ""
+        raise Unreachable(f"the agent did not start: {word!r:.200}{changed}")
     session = Session(host, stream, {}, decoder)
     while True:
         if rest.startswith(b"\n" + token + b" corrupt"):
@@ -532,7 +533,19 @@ def _greet(host: Host, python: str, stream: Stream, token: bytes, data: bytes, t
 
 
 def _why_no_agent(python: str, code: int | None, said: str) -> str:
-    if code in (126, 127) or "not found" in said or "No such file" in said:
+    if "nknown option: -I" in said:  # before Python 3.4
+        return f"{python} is Python 2 or 3.3, tcpfleet needs 3.6 or newer there; set ansible_python_interpreter"
+    if code == 127 and (python in said or not said):
         return f"there is no {python} on this host; install python3 or set ansible_python_interpreter"
+    if code == 126:
+        return f"{python} cannot be run on this host; set ansible_python_interpreter" + (
+            f": {said}" if said else ""
+        )
     how = "killed" if code is None or code < 0 else f"exit status {code}"  # Paramiko says -1 of a signal
     return f"the agent did not start ({how})" + (f": {said}" if said else "")
+
+
+def _in_short(said: str) -> str:
+    """What an agent left, in a line: of a traceback the last one, which tells what went wrong."""
+    lines = said.split("\n")
+    return " ".join((lines[-1] if "Traceback (most" in said else said).split())

@@ -132,6 +132,40 @@ def test_an_old_python_is_named(tmp_path: Path) -> None:
         link.open_session(HOST, local(python), connect_timeout=3)
 
 
+NO_AGENT = {
+    "python 2": (
+        "echo 'Unknown option: -I' >&2; echo 'usage: x' >&2; exit 2",
+        "python3 is Python 2 or 3.3, tcpfleet",
+    ),
+    "not there": ('echo "sh: 1: $0: not found" >&2; exit 127', "there is no /.*python3 on this host; install"),
+    "not there, and nobody says so": ("exit 127", "there is no /.*python3 on this host; install"),
+    "a login that starts another shell": (
+        "echo 'exec: zsh: not found' >&2; exit 127",
+        r"did not start \(exit status 127\): exec: zsh: not found",
+    ),
+    "on a noexec mount": (
+        "echo 'sh: Permission denied' >&2; exit 126",
+        "python3 cannot be run on this host; set .*denied",
+    ),
+    "a traceback": (
+        "echo 'Traceback (most recent call last):' >&2; echo '  File' >&2; echo 'OSError: [Errno 24]' >&2; exit 1",
+        r"did not start \(exit status 1\): OSError: \[Errno 24\]$",
+    ),
+    "many lines": ("echo one >&2; echo two >&2; exit 3", r"did not start \(exit status 3\): one two$"),
+    "a terminal": (
+        'shift 4; printf "\\r\\n\\n%s have\\r\\n" "$1"; sleep 5',
+        r"'have\\r'; its login changes what is sent",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), NO_AGENT.values(), ids=NO_AGENT)
+def test_why_there_is_no_agent_is_one_line(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises((HostFailed, Unreachable), match=said) as caught:
+        link.open_session(HOST, local(script(tmp_path, body)), connect_timeout=5)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
