@@ -26,7 +26,6 @@ import signal
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -539,7 +538,7 @@ def _make_disk(host: LabHost, checkout: Path) -> None:
     _mount_overlay(f"{STATE / 'base' / 'upper'}:/", host.directory, host.root)
     etc = host.root / "etc"
     (etc / "machine-id").unlink(missing_ok=True)
-    (etc / "machine-id").write_text(uuid.uuid4().hex + "\n")
+    (etc / "machine-id").write_text(secrets.token_hex(16) + "\n")
     (etc / "hostname").write_text(host.name + "\n")
     names = "".join(f"{other.address} {other.name}\n" for other in _owner_hosts())
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
