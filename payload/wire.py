@@ -175,10 +175,10 @@ class Decoder:
         :raises ProtocolError: for an oversized length, bytes that are not JSON, JSON that is not an object, and
             messages of other kinds.
         """
+        import json  # late, as in `pack`
+
         self._buffer += data
         messages = []
-        import json
-
         while len(self._buffer) >= _HEAD:
             length = int.from_bytes(self._buffer[:_HEAD], "big")
             if length > MAX_FRAME:

@@ -2,10 +2,12 @@
 
 import fnmatch
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,11 @@ def test_a_located_error_reads_like_a_compiler_message() -> None:
     assert str(LocatedError("empty", "a.yml")) == "a.yml: empty"
 
 
-def invoke(*words: str) -> "subprocess.CompletedProcess[str]":
+def invoke(*words: str, env: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "invoke", *words],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -67,6 +70,14 @@ def test_the_list_has_every_task_with_a_sentence() -> None:
     } <= set(names)
     assert {"collect-report", "demo", "test", "lint"} <= set(names)
     assert all(len(text) > 20 for text in names.values())
+
+
+@pytest.mark.parametrize(("unwanted", "kept"), [("", True), ("1", False)])
+def test_bytecode_is_kept_unless_the_user_says_no(tmp_path: Path, unwanted: str, kept: bool) -> None:
+    """Invoke turns it off for everybody."""
+    own = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": unwanted}
+    assert invoke("--list", env=os.environ | own).returncode == 0
+    assert kept == bool([*tmp_path.rglob("tcpfleet/cli.*.pyc")])
 
 
 def test_listing_does_not_load_the_heavy_libraries() -> None:

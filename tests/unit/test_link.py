@@ -6,6 +6,7 @@ import marshal
 import os
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -261,6 +262,22 @@ def test_the_agent_ends_when_the_controller_vanishes() -> None:
     assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"  # ended; ours to collect
     session.gone = "test"
     session._stream._process.wait()  # type: ignore[attr-defined]
+
+
+def test_an_agent_that_was_asked_for_nothing_answers_beats_and_has_imported_little() -> None:
+    session = link.open_session(HOST, local())
+    try:
+        for _ in range(2):
+            session.beat()
+            assert session._decode(session._stream.receive(5)) == [{"type": "beat"}]
+        with open(f"/proc/{session.hello['pid']}/status") as status:
+            assert "Threads:\t1\n" in status.read()
+        assert session.call("ping", {})["ping"] == "pong"
+    finally:
+        session.close()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import agent; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-I", "-S", "-c", code, link.PAYLOAD], text=True).split()
+    assert not {"threading", "collections", "re", "enum", "json", "hashlib", "journal"} & {*modules}
 
 
 def test_a_dead_host_does_not_stop_the_others() -> None:
