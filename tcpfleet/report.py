@@ -21,6 +21,7 @@ from tcpfleet import report_data, report_hosts, report_render, report_run, repor
 from tcpfleet.cli import strict_json
 from tcpfleet.errors import BadInput, LocatedError
 from tcpfleet.report_data import Observations, View, dig
+from tcpfleet.runs import replace
 from tcpfleet.secret import printable, redact, redacted
 
 SCHEMA = "tcpfleet.report/1"
@@ -307,7 +308,5 @@ def write_text(path: Path, text: str | bytes) -> Path:
         text = redact(text)
     if isinstance(text, str) and path.suffix == ".md":
         text = printable(text)
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(text.encode("utf-8", "replace") if isinstance(text, str) else text)
-    draft.replace(path)
+    replace(path, text.encode("utf-8", "replace") if isinstance(text, str) else text)
     return path

@@ -6,6 +6,7 @@ that was created last; a folder appears whole or not at all in `latest`.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -120,10 +121,23 @@ def folders() -> list[Path]:
 
 
 def write_json(path: Path, data: dict[str, Any], indent: int | None = 1) -> None:
-    """Replace a JSON file whole: a reader sees the old one or the new one."""
+    """Replace a JSON file whole, as `replace`."""
+    replace(path, (strict_json(redacted(data), indent) + "\n").encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file whole: a reader sees the old one or the new one.
+
+    :raises OSError: naming the file, also when the disk is full, of which Python tells no name.
+    """
     draft = path.with_name(f".{path.name}.new")
-    draft.write_text(strict_json(redacted(data), indent) + "\n", encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -267,6 +267,17 @@ def test_the_last_fraction_of_a_step_has_no_rate_of_its_own() -> None:
     assert max(row["echoes_per_second"] for row in merged) < 160
 
 
+def test_a_disk_that_is_full_is_named_with_the_file_which_stays_as_it_was(tmp_path: Path) -> None:
+    """It was "error: [Errno 28] No space left on device", and the half of a file."""
+    for name, write in (("run.json", runs.write_json), ("report.md", report.write_text)):
+        file = tmp_path / name
+        file.write_text("old")
+        (tmp_path / f".{name}.new").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=f"No space left on device: '{file}'"):
+            write(file, {"new": 1} if name == "run.json" else "new")  # type: ignore[operator]
+        assert [path.name for path in tmp_path.glob(f"*{name}*")] == [name] and file.read_text() == "old"
+
+
 def test_a_refused_plan_is_kept_and_is_not_the_latest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "REPORTS", tmp_path / "reports")
     passed = runs.create("20260131-120000-a1b2")
