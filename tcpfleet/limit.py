@@ -6,13 +6,14 @@ it. `next_try` decides, and is pure; a try is an ordinary run with its own run.j
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tcpfleet import runs
 from tcpfleet.cli import Answer, Options, number
-from tcpfleet.errors import EXIT_INTERRUPTED, EXIT_VERDICT_FAIL, BadInput, NothingListens, Refused
+from tcpfleet.errors import EXIT_VERDICT_FAIL, BadInput, Interrupted, NothingListens, Refused, TcpfleetError
 from tcpfleet.stress import Run
 from tcpfleet.stress_tasks import planned
 
@@ -92,6 +93,9 @@ def find_limit(
         number("--precision", (precision or "5").rstrip("%"), 0.1, 100, whole=False) / 100,
     )
     count = number("--clients", clients or len(options.select("clients")), 1, 1000)
+    if search.most < count:
+        raise BadInput(f"--most {search.most} is less than one for each of {count} clients")
+    search = dataclasses.replace(search, start=max(search.start, count))
     runs.check_writable()
     tries: list[Try] = []
 
@@ -111,14 +115,19 @@ def find_limit(
 
     while (size := next_try(tries, search)) is not None and len(tries) < MOST_TRIES:
         options.say(f"try {len(tries) + 1}: {size:,} {'connects/s' if grow == 'rate' else 'connections'}")
-        result, run = once(size)
+        try:
+            result, run = once(size)
+        except TcpfleetError as error:  # the server, or a host, did not outlive the try before
+            if not tries:
+                raise
+            return _answer(options, grow, tries, ended=error)
         if tries and any(one.size == result.size for one in tries):
             break  # the share of a client cannot be cut any finer
         tries.append(result)
         options.say(f"  {'held' if result.held else 'did not hold'}: {result.why}")
         if run is not None and run.interrupted:
-            return _answer(options, grow, tries, interrupted=True)
-    return _answer(options, grow, tries, interrupted=False)
+            return _answer(options, grow, tries, ended=Interrupted("interrupted"))
+    return _answer(options, grow, tries)
 
 
 def judge(size: int, grow: str, record: Mapping[str, Any]) -> Try:
@@ -142,13 +151,20 @@ def judge(size: int, grow: str, record: Mapping[str, Any]) -> Try:
     return Try(size, held, why, record["run_id"], None if held else wall)
 
 
-def _answer(options: Options, grow: str, tries: Sequence[Try], *, interrupted: bool) -> Answer:
+def _answer(options: Options, grow: str, tries: Sequence[Try], ended: TcpfleetError | None = None) -> Answer:
+    """What is known.
+
+    :param ended: why the search ended before the limit was found.
+    """
     unit = "connects/s" if grow == "rate" else "connections"
     held = max((one.size for one in tries if one.held), default=0)
     above = min((one for one in tries if not one.held), key=lambda one: one.size, default=None)
     options.say(f"the largest that held: {held:,} {unit}")
+    if ended:
+        options.say(f"not searched any further: {ended}")
     if above is None:
-        options.say("no wall up to --most" if not interrupted else "interrupted before a wall was met")
+        if not ended:
+            options.say("no wall up to --most")
     elif above.wall:
         options.say(f"wall at {above.size:,}: {above.wall['name']}: {above.wall['evidence']}")
         options.say(f"fix: {above.wall['fix']}")
@@ -159,9 +175,10 @@ def _answer(options: Options, grow: str, tries: Sequence[Try], *, interrupted: b
         "limit": held,
         "wall": dict(above.wall) if above and above.wall else None,
         "above": {"size": above.size, "why": above.why} if above else None,
+        "ended": str(ended) if ended else None,
         "tries": [
             {"size": one.size, "held": one.held, "why": one.why, "run_id": one.run_id, "wall": one.wall}
             for one in tries
         ],
     }
-    return Answer(data, EXIT_INTERRUPTED if interrupted else 0 if held else EXIT_VERDICT_FAIL)
+    return Answer(data, ended.exit_code if ended else 0 if held else EXIT_VERDICT_FAIL)

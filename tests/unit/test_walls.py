@@ -7,7 +7,7 @@ import pytest
 
 from tcpfleet import ceilings, limit, walls
 from tcpfleet.cli import Options
-from tcpfleet.errors import NothingListens
+from tcpfleet.errors import BadInput, Interrupted, NothingListens
 from tcpfleet.limit import Search, Try, next_try
 from tests.report_samples import observation
 
@@ -381,10 +381,10 @@ def test_a_rate_that_was_not_reached_did_not_hold(grow: str, size: int, rate: fl
 
 
 @pytest.mark.parametrize(
-    ("held", "interrupted", "code"), [(True, False, 0), (False, False, 3), (False, True, 130)]
+    ("held", "ended", "code"), [(True, None, 0), (False, None, 3), (False, Interrupted("interrupted"), 130)]
 )
-def test_a_search_in_which_nothing_held_has_failed(held: bool, interrupted: bool, code: int) -> None:
-    answer = limit._answer(Options({}), "connections", [Try(1, held, "")], interrupted=interrupted)
+def test_a_search_in_which_nothing_held_has_failed(held: bool, ended: Interrupted | None, code: int) -> None:
+    answer = limit._answer(Options({}), "connections", [Try(1, held, "")], ended)
     assert (answer.code, answer.data["limit"]) == (code, int(held))
 
 
@@ -400,6 +400,35 @@ def test_without_a_server_there_is_nothing_to_search(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limit, "planned", lambda *arguments: Absent())
     with pytest.raises(NothingListens):
         limit.find_limit(Options({}), "connections", ("", "", ""), "1", "", "", False, {}, ())
+
+
+def test_a_server_that_did_not_outlive_a_try_ends_the_search_with_what_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All tries were lost with it, also those that had held."""
+
+    class Load:
+        all_hosts = ()
+        interrupted = False
+
+        def __init__(self, count: str, each: str) -> None:
+            self.size = int(count) * int(each)
+
+        def execute(self, fleet: object) -> dict:
+            if self.size == 15:
+                raise NothingListens("s1: nothing listens on port 1883")
+            counts = {"verified": min(10, self.size), "requested": self.size}
+            verdict = "pass" if self.size <= 10 else "fail"
+            return {"connections": counts, "verdict": verdict, "wall": None, "thresholds": [], "run_id": "r"}
+
+    monkeypatch.setattr(limit, "planned", lambda options, count, each, *rest: Load(count, each))
+    sizes = ("2", "", "")
+    answer = limit.find_limit(Options({}), "connections", sizes, "5", "", "", False, {}, ())
+    assert (answer.code, answer.data["limit"], answer.data["above"]["size"]) == (5, 10, 20)
+    assert [one["size"] for one in answer.data["tries"]] == [5, 10, 20]  # from one for each client
+    assert "not searched any further: s1: nothing listens on port 1883" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--most 3 is less than one for each of 5 clients"):
+        limit.find_limit(Options({}), "connections", ("1", "3", ""), "5", "", "", False, {}, ())
 
 
 def test_containers_of_one_kernel_are_one_machine() -> None:
