@@ -4,6 +4,7 @@ import fnmatch
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -171,3 +172,22 @@ def test_the_readme_says_where_every_module_lives() -> None:
         ]
         lost += [name for name in named if "*" not in name and name not in modules]
     assert lost == []
+
+
+def test_ctrl_c_while_invoke_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    """Nothing of ours has run by then: what ./bootstrap writes into `inv` makes it a quiet end."""
+    (edit,) = re.findall(r"sed -i '([^']+)'", (ROOT / "bootstrap").read_text())
+    script = tmp_path / "inv"
+    script.write_text("import re\nimport sys\nfrom invoke.main import program\nsys.exit(program.run())\n")
+    subprocess.run(["sed", "-i", edit, script], check=True)
+    slow = "print('importing', flush=True)\nimport time\ntime.sleep(30)\n"
+    (tmp_path / "invoke").mkdir()
+    (tmp_path / "invoke" / "__init__.py").write_text(slow)
+    (tmp_path / "invoke" / "main.py").write_text("")
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as inv:
+        assert inv.stdout is not None and inv.stdout.readline() == "importing\n"
+        inv.send_signal(signal.SIGINT)
+        assert inv.communicate(timeout=10) == ("", "")
+    assert inv.returncode == -signal.SIGINT
