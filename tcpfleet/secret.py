@@ -148,7 +148,17 @@ def ask(question: str) -> Secret:
     """Ask on the terminal, without echo; without a terminal, read a line of stdin.
 
     :raises EOFError: there is neither.
+    :raises BadInput: what was typed is no text.
     """
+    try:
+        text = _typed(question)
+        text.encode()  # a login in the C locale hands bytes on as they are
+    except UnicodeError:
+        raise BadInput(f"{question.rstrip(': ')}: what was typed is not UTF-8") from None
+    return Secret(text)
+
+
+def _typed(question: str) -> str:
     import getpass
 
     try:
@@ -158,8 +168,8 @@ def ask(question: str) -> Secret:
             line = sys.stdin.readline() if sys.stdin is not None else ""
             if not line:
                 raise EOFError(question) from None
-            return Secret(line.rstrip("\n"))
-    return Secret(getpass.getpass(question))
+            return line.rstrip("\n")
+    return getpass.getpass(question)
 
 
 def from_command(option: str, command: str) -> Secret:
@@ -172,7 +182,11 @@ def from_command(option: str, command: str) -> Secret:
         argv = shlex.split(command)
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            said = process.stdout.read(LONGEST + 1)
+            try:
+                said = process.stdout.read(LONGEST + 1)
+            except BaseException:
+                process.terminate()  # who is interrupted leaves nothing behind
+                raise
             if len(said) > LONGEST:
                 process.kill()
                 raise BadInput(f"{option}: {argv[0]} prints more than {LONGEST:,} bytes, not a password")

@@ -223,6 +223,10 @@ def normalize(name: str, value: Any) -> Any:
         value = str(value)
     if "\0" in value or (name != "ansible_ssh_common_args" and ("\n" in value or "\r" in value)):
         raise ValueError(f"{name} must be one line")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not UTF-8") from None
     if name in SECRETS:
         return value
     if not value.strip():

@@ -3,14 +3,17 @@
 import copy
 import json
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tcpfleet import runs
 from tcpfleet.errors import BadInput
+from tcpfleet.inventory.connection import make_connection
 from tcpfleet.link import Become, Step
 from tcpfleet.secret import STARS, Secret, from_command, printable, redact, redacted
 from tests.conftest import ROOT
@@ -96,6 +99,42 @@ def test_a_password_command_that_gives_none(command: str, said: str) -> None:
 @pytest.mark.parametrize("words", [r"printf 'p w\n'", r"printf 'p w\r\nsecond line'", "printf 'p w'"])
 def test_a_password_command(words: str) -> None:
     assert from_command("--password-command", words).reveal() == "p w"
+
+
+def test_a_password_command_does_not_outlive_an_interrupt(tmp_path: Path) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    pid = tmp_path / "pid"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            from_command("--password-command", f"sh -c 'echo $$ > {pid}; exec sleep 60'")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid.read_text().strip()}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_password_that_is_no_text(tmp_path: Path) -> None:
+    """As bytes in the C locale, or escaped in an inventory: refused before anything is sent, and not shown."""
+    script = "from tcpfleet import secret\nsecret.ask('password: ')"
+    for locale in ("C.UTF-8", "C"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            input=b"can\xe4ry\n",
+            start_new_session=True,
+            env={"LC_ALL": locale},
+        )
+        assert done.stderr.endswith(b"BadInput: password: what was typed is not UTF-8\n")
+    with pytest.raises(BadInput, match=r"ansible_password is not UTF-8$"):
+        make_connection("h", {"ansible_password": "can\ud800ry"})
 
 
 def inv(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
