@@ -34,6 +34,7 @@ ALONE = 60.0  # seconds of silence after which the controller is taken for dead
 IDLE = 25.0  # seconds of silence after which a child agent is taken for dead; below the controller's own 30
 GRACE = 10.0  # seconds an operation may take to finish its step once the controller is gone
 SUDO_TIMEOUT = 20.0  # seconds for sudo to ask for a password or to start the child
+SUDO_NOISE = 256 * 1024  # bytes that it may print meanwhile
 
 
 class Completed(object):
@@ -219,7 +220,7 @@ class Agent(object):
             else:
                 context = Context(self, bool(step.get("check")), bool(step.get("diff")), progress)
                 result = self._journalled(step, context)
-        except BecomeError as error:
+        except (BecomeError, wire.ProtocolError) as error:
             result = {"changed": False, "failed": True, "msg": str(error)}
         notify = step.get("notify")
         if notify and result.get("changed") and not result.get("failed"):
@@ -335,6 +336,8 @@ class Become(object):
         try:
             rest = self._log_in(prompt.encode(), token.encode(), become.get("password"), agent.payload.archive)
         except BaseException:
+            for pipe in (self.process.stdout, self.process.stderr):
+                pipe.close()  # one that goes on talking ends by that
             self.close()
             raise
         self._ready = self._decoder.feed(rest)
@@ -348,10 +351,13 @@ class Become(object):
         watched = [stdout, stderr]
         while True:
             ready, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise BecomeError(
-                    "cannot become {}: no answer from sudo in {:.0f} s".format(self.user, SUDO_TIMEOUT)
-                )
+            if time.monotonic() > deadline:  # however much it says
+                said = " ".join(err[-300:].decode("utf-8", "replace").split())
+                said = "; its last words: " + said if said else ""
+                msg = "cannot become {}: no answer from sudo in {:.0f} s{}"
+                raise BecomeError(msg.format(self.user, SUDO_TIMEOUT, said))
+            if len(out) + len(err) > SUDO_NOISE:
+                raise BecomeError("cannot become {}: sudo prints without end".format(self.user))
             for fd in ready:
                 data = os.read(fd, 65536)
                 if fd == stderr:
@@ -430,7 +436,7 @@ class Become(object):
             self._ready = self._decoder.feed(data)
 
     def close(self):
-        """Closing its pipe ends the child; a kill would not reach a process of another user."""
+        """Closing its pipe ends the child; a kill may not reach a process of another user."""
         import subprocess
 
         try:
@@ -440,7 +446,7 @@ class Become(object):
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            pass
+            _kill_group(self.process.pid)  # a sudo that hangs, where it may be killed
 
 
 # -- small things ----------------------------------------------------------------------------------------

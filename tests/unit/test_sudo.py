@@ -2,10 +2,13 @@
 
 import os
 import pwd
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import agent
 import pytest
 
 from tcpfleet import link
@@ -52,6 +55,10 @@ CASES = {
         "echo 'ops n’apparaît pas dans le fichier sudoers.' >&2; exit 1", said="n’apparaît pas dans"
     ),
     "dies without a word": Case("exit 1", said="sudo ended without a word"),
+    "prints without end": Case("yes noise >&2", said="sudo prints without end"),
+    "frames that are none": Case(
+        r"""printf "\n%s have\n\377\377\377\377" "$6"; sleep 3""", said="a frame claims 4294967295 bytes"
+    ),
 }
 
 
@@ -83,6 +90,24 @@ def test_sudo(session: link.Session, tmp_path: Path, case: Case) -> None:
     assert (tries.read_text() if tries.exists() else "") == f"{case.given}\n" * case.tries
     if case.said is None:
         assert (tmp_path / "users").read_text() == OTHER + "\n"  # one child agent for all of them
+
+
+@pytest.mark.parametrize("waits", ["sleep 60", "while :; do echo still; sleep 0.1; done >&2"])
+def test_a_sudo_that_asks_for_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: str) -> None:
+    """Its last words are told, it is not waited for longer because it goes on talking, and it does not stay."""
+    sudo = tmp_path / "sudo"
+    sudo.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; printf 'Verification code: ' >&2; {waits}\n")
+    sudo.chmod(0o755)
+    monkeypatch.setattr(agent, "SUDO_TIMEOUT", 0.5)
+    monkeypatch.setattr(agent, "GRACE", 0.2)
+    host = SimpleNamespace(payload=SimpleNamespace(sources=lambda: {"stub": ""}, archive=b""), digest="")
+    with pytest.raises(agent.BecomeError, match=r"no answer from sudo in 0 s; its last words: .*(code:|still)$"):
+        agent.Become(host, {"user": OTHER, "exe": str(sudo)})
+    cmdline = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/cmdline")
+    deadline = time.monotonic() + 5
+    while cmdline.exists() and cmdline.read_bytes():  # a zombie has none
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_there_is_no_sudo(session: link.Session, tmp_path: Path) -> None:
