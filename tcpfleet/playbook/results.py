@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,13 +17,21 @@ CENSORED = "the output has been hidden due to the fact that 'no_log: true' was s
 def plain(value: Any) -> Any:
     """A value as JSON can have it: dates as ISO 8601 writes them, as Ansible does.
 
+    Of what is so already nothing is copied: of a large fleet that would be felt.
+
     >>> plain({"on": [datetime.datetime(2024, 3, 1, 10)]})
     {'on': ['2024-03-01T10:00:00']}
+    >>> found = {"in_force": ["1 2 4"], "stat": {"exists": True}}
+    >>> plain(found) is found
+    True
     """
     if isinstance(value, Mapping):
-        return {plain(key): plain(one) for key, one in value.items()}
+        made = {plain(key): plain(one) for key, one in value.items()}
+        fits = [*made] == [*value] and all(map(operator.is_, made.values(), value.values()))
+        return value if fits and type(value) is dict else made
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        listed = [plain(one) for one in value]
+        return value if type(value) is list and all(map(operator.is_, listed, value)) else listed
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else value
 
 

@@ -1,6 +1,7 @@
 """Numbers as people write them, --json, exit codes, and the whole list of tasks."""
 
 import fnmatch
+import io
 import json
 import os
 import re
@@ -12,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from invoke.context import Context
 
 from tcpfleet import cli
 from tcpfleet.errors import BadInput, LocatedError, worst
+from tcpfleet.secret import STARS, Secret, redacted
 from tests.conftest import ROOT
 
 
@@ -113,6 +116,23 @@ def test_bad_use_is_one_sentence_and_its_code(words: tuple[str, ...], code: int,
     done = invoke(*words)
     assert done.returncode == code and said in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_answer_of_many_hosts_is_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As one text it once was the most that the controller of 500 hosts had in memory.
+    secret = Secret("hidden in parts")
+    results = {f"h{number}": {"status": "ok", "result": {"text": "x" * 1000}} for number in range(100)}
+    odd = {1: [float("nan"), ("a",)], "hidden in parts": f"{secret.reveal()}!", "none": [], "nil": None}
+    data = {"hosts": results, "tasks": [{"task": "t", "hosts": results}], "odd": odd}
+    written: list[str] = []
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "write", written.append)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert cli._run(lambda _: cli.Answer(data), Context(), {"json": True}, {}) == 0
+    assert json.loads("".join(written)) == json.loads(cli.strict_json(redacted(data) | {"exit_code": 0}))
+    assert STARS in "".join(written) and "hidden" not in "".join(written)
+    assert max(map(len, written)) < 2000
 
 
 def test_json_is_one_object_on_stdout_even_for_errors() -> None:
