@@ -19,7 +19,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +156,18 @@ def load(path: Path) -> Known:
         raise HostKeyRefused(f"cannot read {path}: {error.strerror}") from None
 
 
+class _Transport(paramiko.Transport):
+    """One that prefers kinds of host key by their rank; a class for each host would stay in memory with it."""
+
+    def __init__(self, rank: Callable[[str], int], *args: Any, **options: Any) -> None:
+        self._rank = rank
+        super().__init__(*args, **options)
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(super().preferred_keys, key=self._rank))
+
+
 class Trust(paramiko.MissingHostKeyPolicy):
     """What is known of one host's key, and the decision on the key that it shows.
 
@@ -186,12 +198,7 @@ class Trust(paramiko.MissingHostKeyPolicy):
                 return 0 if certified else 3
             return 1 if algorithm in known or (algorithm.startswith("rsa-sha2-") and "ssh-rsa" in known) else 2
 
-        class Ordered(paramiko.Transport):
-            @property
-            def preferred_keys(self) -> tuple[str, ...]:
-                return tuple(sorted(super().preferred_keys, key=rank))
-
-        return Ordered(*args, **options)
+        return _Transport(rank, *args, **options)
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         """Paramiko's question, asked for every key, as none is loaded into its own list."""

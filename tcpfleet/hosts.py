@@ -47,7 +47,7 @@ def ping(options: Options) -> Answer:
             )
 
     with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(greet, on_outcome=say)
+        outcomes = fleet.run(greet, on_outcome=say, last=True)
     return Answer(_by_host(outcomes), worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 
@@ -69,7 +69,7 @@ def facts(options: Options) -> Answer:
             options.say(f"{outcome.host.name}: {json.dumps(outcome.value, indent=2, sort_keys=True)}")
 
     with options.fleet(hosts) as fleet:
-        outcomes = fleet.run(gather, on_outcome=say)
+        outcomes = fleet.run(gather, on_outcome=say, last=True)
     return Answer(_by_host(outcomes), worst(exit_codes(outcomes)), options.sum_up(outcomes))
 
 

@@ -37,8 +37,6 @@ from tcpfleet.route import Route, connect, os_reason
 from tcpfleet.secret import Secret
 
 if TYPE_CHECKING:
-    import paramiko
-
     from tcpfleet.inventory import Connection, Host
     from tcpfleet.keys import Keyring
 
@@ -209,9 +207,9 @@ class SshStream:
     def __init__(self, route: Route, command: str, timeout: float) -> None:
         self._route = route
         self._said = b""
-        transport: paramiko.Transport = route.hops[-1].transport
+        assert route.transport is not None
         # Paramiko's own default would wait an hour (fabric issue 1384).
-        self._channel = transport.open_session(timeout=timeout)
+        self._channel = route.transport.open_session(timeout=timeout)
         self._channel.settimeout(timeout)
         self._channel.exec_command(command)
 

@@ -47,10 +47,14 @@ class Route:
     """The SSH connections to a host: its jump hosts, first one first, and itself.
 
     :param command: what carries the first of them instead of a TCP connection: ssh_config's ProxyCommand.
+    :ivar hops: until they are open.
+    :ivar transport: of the host, once it is open.
     """
 
     def __init__(self, hops: list[fabric.Connection], command: str | None) -> None:
         self.hops, self._command = hops, command
+        self.transport: paramiko.Transport | None = None
+        self._clients = [hop.client for hop in hops]
         self._proxy: subprocess.Popen[bytes] | None = None
         self._ours: socket.socket | None = None
         self._said: BinaryIO
@@ -71,6 +75,8 @@ class Route:
                 )
             self.hops[0].connect_kwargs["sock"] = self._ours
         self.hops[-1].open()
+        self.transport = self.hops[-1].transport
+        self.hops = []  # Fabric's settings of each would stay in memory for as long as the host is held
 
     @property
     def at(self) -> fabric.Connection:
@@ -90,9 +96,8 @@ class Route:
 
     def close(self) -> None:
         """Also after a failed `open`, which leaves Fabric's own `close` without effect."""
-        for hop in reversed(self.hops):
-            hop.close()
-            hop.client.close()
+        for client in reversed(self._clients):
+            client.close()
         if self._ours is not None:
             self._ours.close()
         if self._proxy is not None:
@@ -366,7 +371,7 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
             # Paramiko tells of an encrypted key only if nothing else has failed after it.
             identities = _identities(way_in.at) if _is_about_the_login(error, way_in.at) else []
         finally:
-            if not way_in.hops[-1].is_connected:
+            if way_in.transport is None:
                 way_in.close()
         locked = [path for path in identities if is_encrypted(path) and keys.unlocked(path) is None]
         if locked:

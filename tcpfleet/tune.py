@@ -7,7 +7,7 @@ In: the recap of a run of playbooks/tune.yml, and what was read back from the ho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -148,17 +148,22 @@ class Asked:
 
 def asked(recap: Recap) -> dict[str, Asked]:
     """Host name -> what was asked of it, for every host that got as far as working it out."""
-    found = {}
+    return dict(_each_asked(recap))
+
+
+def _each_asked(recap: Recap) -> Iterator[tuple[str, Asked]]:
     for host, result in recap.registered("sysctl_facts").items():
         facts = result.result.get("ansible_facts")
         if facts:
-            found[host] = Asked(
-                {str(key): tidy(value) for key, value in facts["sysctl_asked"].items()},
-                {str(key): tidy(value) for key, value in facts["sysctl_told"].items()},
-                {str(key): tidy(value) for key, value in facts["sysctl_warnings"].items()},
-                frozenset(facts["sysctl_left_alone"]),
+            yield (
+                host,
+                Asked(
+                    {str(key): tidy(value) for key, value in facts["sysctl_asked"].items()},
+                    {str(key): tidy(value) for key, value in facts["sysctl_told"].items()},
+                    {str(key): tidy(value) for key, value in facts["sysctl_warnings"].items()},
+                    frozenset(facts["sysctl_left_alone"]),
+                ),
             )
-    return found
 
 
 def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dict[str, Any]]:
@@ -166,19 +171,19 @@ def read_back(fleet: Fleet, hosts: Sequence[Any], recap: Recap) -> dict[str, dic
 
     :returns: host name -> result of the operation ``sysctl_read``; hosts that cannot be read are left out.
     """
-    wanted = asked(recap)
+    wanted = {host: list(one.values) for host, one in _each_asked(recap)}
 
     def read(session: Session) -> dict[str, Any]:
         name = session.host.name
         found = probed(recap, name)
         args = {
-            "names": list(wanted[name].values),
+            "names": wanted[name],
             "file": SYSCTL_FILE,
             "limits_file": LIMITS_FILE,
             "processes": [pid for pid, *_limits in found.servers] if found else [],
         }
         result = session.call("sysctl_read", args)
-        if not result.get("failed") and result["settings"].keys() != wanted[name].values.keys():
+        if not result.get("failed") and result["settings"].keys() != set(wanted[name]):
             raise HostFailed("sysctl_read left out settings that were asked for")
         return result
 

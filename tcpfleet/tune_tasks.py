@@ -130,7 +130,7 @@ def _try_logins(
         return tuning.LoginLimit(*session.hello["nofile"])
 
     with options.fleet(hosts) as trial:
-        tried = trial.run(enter)
+        tried = trial.run(enter, last=True)
     shut = {name: str(one.error) for name, one in tried.items() if one.status != "ok"}
 
     def take_back(session: Session) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import pty
 import select
@@ -14,10 +15,13 @@ import sys
 import termios
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fabric
+import paramiko
 import pytest
 import yaml
 
@@ -781,3 +785,37 @@ def test_an_agent_that_stops_is_noticed(sshd: LocalSshd, tmp_path: Path) -> None
     finally:
         session.close()
         os.kill(session.hello["pid"], signal.SIGCONT)
+
+
+def test_little_is_kept_of_a_host_that_is_held_and_nothing_of_one_that_is_done(
+    sshd: LocalSshd, tmp_path: Path
+) -> None:
+    """Of 500 hosts each kilobyte counts: Fabric's settings, a class of its own, a session of no more use."""
+
+    def settings() -> int:
+        gc.collect()
+        return sum(type(one) is fabric.Connection for one in gc.get_objects())
+
+    given = {"ansible_host": "127.0.0.1", "ansible_port": sshd.port, "ansible_ssh_private_key_file": str(sshd.key)}
+    given["ansible_ssh_common_args"] = trusted(sshd, tmp_path)
+    hosts = [Host(f"h{number}", {}, ()) for number in range(3)]
+    sessions: weakref.WeakSet[link.Session] = weakref.WeakSet()
+
+    def look(session: link.Session) -> None:
+        sessions.add(session)
+
+    before, others = settings(), {*threading.enumerate()}
+    with Fleet(hosts, lambda host: make_connection(host.name, given)) as fleet:
+        fleet.run(look)
+        transports = [one for one in {*threading.enumerate()} - others if isinstance(one, paramiko.Transport)]
+        assert len(sessions) == len(transports) == 3
+        assert len(set(map(type, transports))) == 1
+        assert settings() == before
+        del transports
+        fleet.run(look, hosts[1:], last=True)
+        deadline = time.monotonic() + 10
+        while len(sessions) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            gc.collect()
+        assert [session.host.name for session in sessions] == ["h0"]
+        assert fleet.run(look, hosts)["h1"].status == "ok"  # there is a session again when one is wanted
