@@ -6,6 +6,7 @@ other mix renders to text. What comes from hosts (facts, results) is never itsel
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import itertools
@@ -194,10 +195,28 @@ class _EscapingLexer(lexer.Lexer):
             yield line, kind, text
 
 
+@contextlib.contextmanager
+def as_mistake() -> Iterator[None]:
+    """Jinja works out constants while it compiles: 4096 ** 4096, or brackets 3,000 deep, are a mistake of whoever
+    wrote them."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise jinja2.TemplateSyntaxError(" ".join(str(error).split()) or type(error).__name__, 1) from None
+
+
 class _NativeEnvironment(sandbox.SandboxedEnvironment, nativetypes.NativeEnvironment):
     """Native types, and no way from a template to Python's internals."""
 
     concat = staticmethod(_native)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        with as_mistake():
+            return super()._parse(source, name, filename)
+
+    def _generate(self, *args: Any, **options: Any) -> str:
+        with as_mistake():
+            return super()._generate(*args, **options)
 
     def call(self, context: runtime.Context, function: Any, /, *args: Any, **options: Any) -> Any:
         """Calls from templates: what can be gone through once is a list, so that it can be indexed and counted."""

@@ -90,7 +90,8 @@ def of_file(source: str, syntax: FileSyntax) -> Usage:
 
 
 def _usage(tree: nodes.Template) -> Usage:
-    found = _Walk(frozenset(meta.find_undeclared_variables(tree)))
+    with template.as_mistake():  # to find its variables, Jinja compiles it
+        found = _Walk(frozenset(meta.find_undeclared_variables(tree)))
     found.visit(tree, True)
     return Usage(
         uses=tuple(found.uses.values()),
@@ -249,7 +250,10 @@ def _subscripts(node: nodes.Node) -> Iterator[nodes.Node]:
 
 
 def _constant(node: nodes.Node) -> str | None:
-    return str(node.value) if isinstance(node, nodes.Const) and isinstance(node.value, (str, int)) else None
+    if not isinstance(node, nodes.Const) or not isinstance(node.value, (str, int)):
+        return None
+    # Python writes out no number of 4,301 digits; nothing is called that.
+    return None if isinstance(node.value, int) and abs(node.value) > 1 << 64 else str(node.value)
 
 
 def _constants(node: nodes.Node) -> tuple[str, ...] | None:

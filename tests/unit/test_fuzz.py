@@ -601,6 +601,12 @@ FOUND: list[tuple[str, Any]] = [
     ("session", [{"type": "progress", "id": 1, "data": True}]),
     ("playbook", "- hosts: all\n  name: a \x1f\n"),
     ("vars file", "a: \x7f"),
+    ("vars file", 'a: "{{ 4096 ** 4096 }}"'),
+    *(("vars file", f'a: "{{{{ {"(" * n}1{")" * n} }}}}"') for n in (60, 3000)),
+    *(
+        ("playbook", f'- hosts: all\n  tasks:\n    - debug: {{msg: "{{{{ {one} }}}}"}}\n      when: {one}\n')
+        for one in ("4096 ** 4096", "1 // 0", "(" * 3000 + "1" + ")" * 3000)
+    ),
     ("plan.json", PLAN | {"plans": []}),
     ("histogram", None),
     ("histogram", HIST.to_dict() | {"buckets": 5}),
