@@ -46,7 +46,7 @@ def _moment(value: Any) -> None:
 
 
 _RESULT = {  # of a stress client, payload/stress_supervisor.py
-    "connections": {"requested": int, "established": int, "verified": int, "failed": int},
+    "connections": {"requested": int, "established": int, "verified": int, "failed": int, "peak": int},
     "rate": {"echoes_per_second": NUMBER},
     "echoes": {"sent": int, "verified": int, "mismatched": int, "lost": int, "steady": int},
     "churn?": ({"connects": int, "verified": int, "per_second": NUMBER}, None),

@@ -751,7 +751,7 @@ def test_no_go_fails_by_itself(serve, tmp_path):
 
 def test_no_hold_goes_on_by_itself(serve, tmp_path):
     directory = tmp_path / "run"
-    options = ["--connections", 10, "--hold", 0.1, "--detach", directory, "--barrier", "--barrier-timeout", 0.5]
+    options = ["--connections", 10, "--hold", 0.1, "--detach", directory, "--barrier", "--barrier-timeout", 3]
     assert subprocess.run(command(serve().port, *options)).returncode == 0
     (directory / "go").touch()
     assert finished(directory)["verdict"] == "pass"
