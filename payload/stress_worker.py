@@ -137,6 +137,7 @@ class Worker:
         self.read = self.secure.read if self.secure else os.read
         self.write = self.secure.write if self.secure else os.write
         self.steady = False
+        self.steady_from = float("inf")  # messages sent before are the ramp's, whenever their replies come
         self.in_flight = 0
         self.stalled = set()  # type: Set[int]  # of those, what waits so long that it no longer fills the window
         self.last_good = self.last_timeout = 0.0
@@ -279,7 +280,7 @@ class Worker:
                     self._verified(fd, now)
                 else:
                     state[fd] = idle
-                    if self.steady:
+                    if sent_at[fd] >= self.steady_from:
                         service.record(us)
                         response.record(int((now - intended[fd]) * 1000000))
                     else:
@@ -345,7 +346,7 @@ class Worker:
         now = monotonic()
         command = os.read(self.pipe, 1)
         if command == HOLD:
-            self.steady = True
+            self.steady, self.steady_from = True, now
             self.counters[STATE] = slabs.STEADY
             if self.mode.begin and not self.closing:
                 self.mode.begin(self, now)
@@ -562,7 +563,7 @@ class Worker:
                 first.record(us)
                 return
             us = int((now - self.started_at[fd]) * 1000000)  # the whole of it: connect and first reply
-        elif not self.steady:
+        elif self.sent_at[fd] < self.steady_from:
             first.record(us)
             return
         service.record(us)

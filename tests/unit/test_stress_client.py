@@ -910,6 +910,24 @@ def test_a_worker_that_was_held_up_blames_nobody(serve, start):
     assert any("held up" in text for text in result["warnings"])
 
 
+def test_messages_of_the_ramp_are_not_the_steady_phase_s(serve):
+    """With 0.5 s until each reply, 200 messages a second had come to 250: those of the ramp were counted in."""
+    replies = []
+
+    def later(server, sock, data):
+        timer = threading.Timer(0.5, lambda: sock.fileno() >= 0 and sock.sendall(data))
+        replies.append(timer)
+        timer.start()
+        return b""
+
+    options = ["--connections", 20, "--hold", 2, "--mode", "timer", "--interval", 0.1, "--workers", 1]
+    result = run(serve(later).port, *options, "--in-flight", 20)
+    for timer in replies:
+        timer.join()
+    assert result["rate"]["echoes_per_second"] == pytest.approx(200, rel=0.05)
+    assert result["echoes"]["verified"] > result["echoes"]["steady"] + 20
+
+
 def test_progress_that_cannot_be_written_ends_no_load(serve, tmp_path):
     """A disk that is full for a while: all connections of the client had failed for that."""
     directory = tmp_path / "run"
