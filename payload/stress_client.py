@@ -166,8 +166,10 @@ def build_parser() -> argparse.ArgumentParser:
     close = "rst frees ports on both ends at once; fin leaves each in TIME_WAIT here for 60 s; hold waits, at most"
     close += " --reply-timeout, for the server to close first, so that TIME_WAIT is there (rst)"
     p.add_argument("--close", choices=("rst", "fin", "hold"), default="rst", help=close)
-    text = "this is client K (from 0) of N equal ones on this host (0/1)"
+    text = "this is client K (from 0) of N equal ones on this host that have the same target (0/1)"
     p.add_argument("--slice", type=slice_of, default=(0, 1), metavar="K/N", help=text)
+    text = "of this run, which share memory, files and processes; they may have several targets (the N of --slice)"
+    p.add_argument("--clients-here", type=count, metavar="N", help=text)
     p.add_argument(
         "--first-conn", type=whole, metavar="N", help="number of the first connection (K x connections)"
     )
@@ -233,7 +235,8 @@ def prepare(options: argparse.Namespace) -> Supervisor:
     facts = stress_facts.read_facts(family, target, sources, options.ports)
     if secure:
         facts = facts._replace(socket_bytes=facts.socket_bytes + stress_tls.BYTES)
-    request = Request(options.connections, sources, index, slices, options.workers, options.ports)
+    here = options.clients_here or slices
+    request = Request(options.connections, sources, index, slices, options.workers, options.ports, here)
     plan = stress_plan.make_plan(request, facts)
     first = options.first_conn if options.first_conn is not None else index * options.connections
     in_flight, notes = options.in_flight, []  # type: Optional[int], List[str]

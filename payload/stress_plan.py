@@ -32,12 +32,14 @@ Request = NamedTuple(
         ("slices", int),
         ("workers", Optional[int]),
         ("ports", Optional[Range]),
+        ("clients", int),
     ],
 )
 Request.__doc__ = """What is asked of this client.
 
 connections: of this client; sources: addresses to connect from; slice_index, slices: it is client K of N equal
-ones on this host; workers: None for automatic; ports: None for the host's ip_local_port_range.
+ones on this host that share the ports towards its target; workers: None for automatic; ports: None for the host's
+ip_local_port_range; clients: how many share memory, files and processes of this host, whatever their target.
 """
 
 HostFacts = NamedTuple(
@@ -113,7 +115,7 @@ def make_plan(request: Request, facts: HostFacts) -> Plan:
     if usable < request.connections:
         refusals.append(_refuse_ports(request, facts, span, usable, busy))
     capacity = facts.nofile - SPARE_DESCRIPTORS
-    cpus = facts.cpus if facts.processes_free is None else min(facts.cpus, facts.processes_free // request.slices)
+    cpus = facts.cpus if facts.processes_free is None else min(facts.cpus, facts.processes_free // request.clients)
     workers = min(request.connections, request.workers or wanted_workers(request.connections, capacity, cpus))
     if capacity < 1 or workers * capacity < request.connections:
         refusals.append(_refuse_nofile(request, facts, max(0, workers * capacity), workers))
@@ -307,16 +309,16 @@ def _refuse_nofile(request: Request, facts: HostFacts, allowed: int, workers: in
 def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refusal]:
     """Ceilings of the whole host, which all clients on it share."""
     out = []  # type: List[Refusal]
-    total = request.connections * request.slices
+    total = request.connections * request.clients
     ends = 2 if facts.target_here else 1
-    clients = "" if request.slices == 1 else " of {} clients".format(request.slices)
+    clients = "" if request.clients == 1 else " of {} clients".format(request.clients)
 
     def refuse(ceiling: str, need: int, have: int, allowed: int, fix: str) -> None:
         both = " (both ends are on this host)" if need > total and ends == 2 else ""
         sentence = "{:,} connections{} need {:,} {}{}, but {:,} are free, enough for {:,} connections; {}.".format(
             total, clients, need, ceiling, both, have, allowed, fix
         )
-        out.append(Refusal(ceiling, allowed // request.slices, fix, sentence))
+        out.append(Refusal(ceiling, allowed // request.clients, fix, sentence))
 
     if facts.files_free is not None and total * ends > facts.files_free:
         fix = "raise fs.file-max with `inv tune` on this host"
@@ -329,7 +331,7 @@ def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refus
     if facts.conntrack_free is not None and total > facts.conntrack_free:
         fix = "raise net.netfilter.nf_conntrack_max, or exempt the port from tracking"
         refuse("conntrack entries", total, facts.conntrack_free, facts.conntrack_free, fix)
-    if facts.processes_free is not None and workers * request.slices > facts.processes_free:
+    if facts.processes_free is not None and workers * request.clients > facts.processes_free:
         each = 1 if request.workers else max(1, facts.nofile - SPARE_DESCRIPTORS)
         fix = (
             "raise the nofile limit (fewer processes then do) or the process limit (ulimit -u, pids.max, pid_max)"
@@ -337,5 +339,5 @@ def _refuse_host(request: Request, facts: HostFacts, workers: int) -> List[Refus
         if request.workers:
             fix = "let --workers be automatic, or raise the process limit (ulimit -u, pids.max, pid_max)"
         allowed = facts.processes_free * each
-        refuse("worker processes", workers * request.slices, facts.processes_free, allowed, fix)
+        refuse("worker processes", workers * request.clients, facts.processes_free, allowed, fix)
     return out

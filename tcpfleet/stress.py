@@ -607,7 +607,15 @@ class Run:
     def _arguments(self, share: Share) -> list[str]:
         target = self.request.target_of(share.index)
         arguments = [target.address, str(target.port)]
-        arguments += ["--connections", str(self.request.per_client), "--slice", f"{share.position}/{share.of}"]
+        # Towards another target the same source ports can be used once more.
+        several = len(self.request.targets)
+        mine = [
+            other.index
+            for other in self.shares
+            if other.host.name == share.host.name and (other.index - share.index) % several == 0
+        ]
+        arguments += ["--connections", str(self.request.per_client)]
+        arguments += ["--slice", f"{mine.index(share.index)}/{len(mine)}", "--clients-here", str(share.of)]
         arguments += ["--first-conn", str(share.index * self.request.per_client)]
         for name, value in self.request.client_options:
             # One word: a value may begin with a dash. A switch has no value.

@@ -149,7 +149,7 @@ def test_stress_offers_every_option_of_the_client_under_its_name() -> None:
 
     # What the controller itself decides for each client.
     own = {"--help", "--connections", "--slice", "--first-conn", "--json", "--plan", "--detach", "--barrier"}
-    own |= {"--barrier-timeout"}
+    own |= {"--barrier-timeout", "--clients-here"}
     offered = {f"--{name.replace('_', '-')}" for name in inspect.signature(tasks.stress.body).parameters}
     asked = {option for action in stress_client.build_parser()._actions for option in action.option_strings}
     assert {option for option in asked if option.startswith("--")} - own <= offered

@@ -75,6 +75,24 @@ def test_several_targets_are_taken_in_turn(inventory: Inventory) -> None:
             stress.resolve_targets(inventory, text, clients, allow_outside=False)
 
 
+def test_clients_of_a_host_share_ports_only_towards_the_same_target(inventory: Inventory) -> None:
+    """Two targets, 63,976 ports: 60,000 connections to each were refused."""
+    targets = stress.resolve_targets(inventory, "s1:7,s1:8", [], allow_outside=False)
+    run = stress.Run(stress.Request(5, 10, targets, (), "inv stress"), spread(5, HOSTS[:2]), "r")
+    said = {share.index: " ".join(run._arguments(share)) for share in run.shares}
+    # Clients 0, 2, 4 are host a's, 1 and 3 host b's; 0, 2 and 4 have the first target.
+    assert [text.split("--slice ")[1].split(" --first")[0] for text in said.values()] == [
+        "0/3 --clients-here 3",
+        "0/2 --clients-here 2",
+        "1/3 --clients-here 3",
+        "1/2 --clients-here 2",
+        "2/3 --clients-here 3",
+    ]
+    run = stress.Run(stress.Request(4, 10, targets, (), "inv stress"), spread(4, HOSTS[:1]), "r")
+    said = {share.index: " ".join(run._arguments(share)) for share in run.shares}
+    assert [text.split("--slice ")[1].split()[0] for text in said.values()] == ["0/2", "0/2", "1/2", "1/2"]
+
+
 def test_a_stage_that_is_repeated_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{"status": "failed", "error": "gone"}, {"status": "ok", "at": 1}, {"status": "ok", "at": 2}])
     monkeypatch.setattr(stress.deploy, "observe", lambda session, port: next(looks))

@@ -44,7 +44,8 @@ def facts(**change):
 
 
 def request(connections, **change):
-    return Request(connections, ONE, 0, 1, None, None)._replace(**change)
+    asked = Request(connections, ONE, 0, 1, None, None, 1)._replace(**change)
+    return asked if "clients" in change else asked._replace(clients=asked.slices)
 
 
 WORKERS = [
@@ -98,6 +99,13 @@ REFUSALS = [
         {"memory_available": 80000000},
         [("bytes of memory", 10000)],
         ["160,000,000", "both ends", "for 10,000"],
+    ),
+    (
+        9000,
+        {"clients": 3},
+        {"files_free": 20000},
+        [("open files (fs.file-max)", 3333)],
+        ["27,000", "of 3 clients"],
     ),
     (20000, {}, {"conntrack_free": 19999}, [("conntrack entries", 19999)], ["nf_conntrack_max"]),
     (20000, {}, {"processes_free": 1}, [("worker processes", 19936)], ["2 worker processes, but 1", "ulimit"]),
