@@ -130,7 +130,10 @@ def find_owner(
 
     def owner(reply: bytes) -> Optional[Tuple[int, int]]:
         found = compiled.match(reply)
-        return (int(found.group("conn")), int(found.group("seq"))) if found else None
+        if not found:
+            return None
+        whose = int(found.group("conn")), int(found.group("seq"))
+        return whose if reply_to(*whose) == reply else None  # "7.01" is nobody's
 
     return owner
 

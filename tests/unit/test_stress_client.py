@@ -416,6 +416,14 @@ def test_a_server_that_closes_after_n_bytes(serve, size):
     assert result["wall"]["name"] == "the server closes connections"
 
 
+@pytest.mark.parametrize("wrong", [b".9", b".01"])
+def test_a_wrong_digit_is_no_other_message_s_reply(serve, wrong):
+    """Message 9 was not sent yet, and none has the number 01: the server does not mix up replies."""
+    server = serve(lambda server, sock, data: data.replace(b".1\r\n\r\n", wrong + b"\r\n\r\n"))
+    options = ["--connections", 5, "--mode", "heartbeat", "--interval", 0.2, "--hold", 0.4]
+    assert errors(run(server.port, *options, code=3)) == {("echo", "EBADMSG"): 5}
+
+
 def test_crossed_replies_are_two_mismatches(serve):
     held = []
 

@@ -148,6 +148,7 @@ def test_a_reply_tells_whose_it_is():
     talk = compile_talk(**NOTHING)
     assert talk.owner(talk.render(12, 3)) == (12, 3)
     assert talk.owner(talk.render(12, 3)[:-1]) is None
+    assert talk.owner(talk.render(12, 3).replace(b".3", b".03")) is None
     redis = compile_talk(**(NOTHING | {"preset": "redis"}))
     assert redis.owner(redis.expect.reply_to(7, 8)) == (7, 8)
     twice = compile_talk(**(NOTHING | {"message": "{seq}.{conn}.{seq}"}))
