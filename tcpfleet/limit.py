@@ -14,7 +14,6 @@ from typing import Any
 from tcpfleet import runs
 from tcpfleet.cli import Answer, Options, number
 from tcpfleet.errors import EXIT_VERDICT_FAIL, BadInput, Interrupted, NothingListens, Refused, TcpfleetError
-from tcpfleet.stress import Run
 from tcpfleet.stress_tasks import planned
 
 GROWS = ("connections", "rate")
@@ -99,7 +98,7 @@ def find_limit(
     runs.check_writable()
     tries: list[Try] = []
 
-    def once(size: int) -> tuple[Try, Run | None]:
+    def once(size: int) -> Try | None:
         each = max(1, size // count)
         asked, extra = (per_client, {"rate": str(each)}) if grow == "rate" else (str(each), {})
         options_of_run = dict(client_options) | extra
@@ -110,23 +109,23 @@ def find_limit(
             except NothingListens:
                 raise
             except Refused as refused:
-                return Try(each * count, False, f"refused: {refused}"), None
-        return judge(each * count, grow, record), run
+                return Try(each * count, False, f"refused: {refused}")
+        return None if record["interrupted"] else judge(each * count, grow, record)
 
     while (size := next_try(tries, search)) is not None and len(tries) < MOST_TRIES:
         options.say(f"try {len(tries) + 1}: {size:,} {'connects/s' if grow == 'rate' else 'connections'}")
         try:
-            result, run = once(size)
+            result = once(size)
         except TcpfleetError as error:  # the server, or a host, did not outlive the try before
             if not tries:
                 raise
             return _answer(options, grow, tries, ended=error)
+        if result is None:  # what it would have come to nobody knows
+            return _answer(options, grow, tries, ended=Interrupted("interrupted"))
         if tries and any(one.size == result.size for one in tries):
             break  # the share of a client cannot be cut any finer
         tries.append(result)
         options.say(f"  {'held' if result.held else 'did not hold'}: {result.why}")
-        if run is not None and run.interrupted:
-            return _answer(options, grow, tries, ended=Interrupted("interrupted"))
     return _answer(options, grow, tries)
 
 

@@ -415,11 +415,12 @@ def test_a_server_that_did_not_outlive_a_try_ends_the_search_with_what_is_known(
             self.size = int(count) * int(each)
 
         def execute(self, fleet: object) -> dict:
-            if self.size == 15:
+            if self.size == 15 and not self.interrupted:
                 raise NothingListens("s1: nothing listens on port 1883")
             counts = {"verified": min(10, self.size), "requested": self.size}
             verdict = "pass" if self.size <= 10 else "fail"
-            return {"connections": counts, "verdict": verdict, "wall": None, "thresholds": [], "run_id": "r"}
+            record = {"connections": counts, "verdict": verdict, "wall": None, "thresholds": [], "run_id": "r"}
+            return record | {"interrupted": self.interrupted and self.size == 15}
 
     monkeypatch.setattr(limit, "planned", lambda options, count, each, *rest: Load(count, each))
     sizes = ("2", "", "")
@@ -427,6 +428,9 @@ def test_a_server_that_did_not_outlive_a_try_ends_the_search_with_what_is_known(
     assert (answer.code, answer.data["limit"], answer.data["above"]["size"]) == (5, 10, 20)
     assert [one["size"] for one in answer.data["tries"]] == [5, 10, 20]  # from one for each client
     assert "not searched any further: s1: nothing listens on port 1883" in capsys.readouterr().out
+    monkeypatch.setattr(Load, "interrupted", True)
+    answer = limit.find_limit(Options({}), "connections", sizes, "5", "", "", False, {}, ())
+    assert (answer.code, answer.data["above"]["size"]) == (130, 20)  # not that which was cut short
     with pytest.raises(BadInput, match="--most 3 is less than one for each of 5 clients"):
         limit.find_limit(Options({}), "connections", ("1", "3", ""), "5", "", "", False, {}, ())
 
