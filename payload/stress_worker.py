@@ -139,6 +139,7 @@ class Worker:
         self.steady = False
         self.steady_from = float("inf")  # messages sent before are the ramp's, whenever their replies come
         self.in_flight = 0
+        self._hold_ups = deque(maxlen=100)  # type: deque
         self.stalled = set()  # type: Set[int]  # of those, what waits so long that it no longer fills the window
         self.last_good = self.last_timeout = 0.0
         self.window = Window(settings.in_flight, settings.at_once)
@@ -297,6 +298,7 @@ class Worker:
                 self._longest_turn = turn
             if turn > HELD_UP_SECONDS:
                 self._held_up = now
+                self._hold_ups.append((begun, now))
             if self.closing and (now >= self._deadline or not self._waiting()):
                 return
 
@@ -789,7 +791,7 @@ class Worker:
                     "complete " if fd in self.partial or fd in self.held else "", limit
                 )
                 phase = "echo"
-            if waited > limit and not self._is_here(fd):
+            if waited > limit and now - self._sent(fd) > limit and not self._is_here(fd):
                 self._fail(fd, phase, "ETIMEDOUT", text)
                 self.last_timeout = now
                 continue
@@ -800,6 +802,12 @@ class Worker:
         patience = settings.connect_timeout + settings.reply_timeout
         if self._ramping and self.last_timeout > self.last_good and now - self.last_good > patience:
             self._give_up("not attempted: nothing was established in the last {:g} s".format(patience))
+
+    def _sent(self, fd: int) -> float:
+        """When what a connection waits for was sent at the latest: a turn's begin stands for all that it sent, and
+        the turn may have been held up."""
+        began = max(self.sent_at[fd], self.started_at[fd])
+        return next((end for begin, end in self._hold_ups if begin <= began <= end), began)
 
     def _is_here(self, fd: int) -> bool:
         """Whether what a connection waits for has come and was not looked at: then not the server is late."""
