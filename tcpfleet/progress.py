@@ -117,7 +117,7 @@ def _add(clients: list[dict[str, Any]]) -> dict[str, Any]:
     known = [value for value in p99s if value is not None]
 
     def total(part: str, key: str) -> float:
-        return sum((client.get(part) or {}).get(key) or 0 for client in clients)
+        return round(sum((client.get(part) or {}).get(key) or 0 for client in clients), 1)
 
     return {
         "state": min(states, key=lambda state: order.index(state) if state in order else 0, default="starting"),
