@@ -238,7 +238,9 @@ def server_capacity(scene: Scene) -> Wall | None:
 
 def accept_queue(scene: Scene) -> Wall | None:
     overflows = scene.grown(scene.server, "netstat", "TcpExt", "ListenOverflows")
-    if not overflows or scene.dropped_by_others() or not (scene.errors or scene.slow_connects):
+    # Who was accepted once and heard the server's farewell later was not dropped there.
+    dropped = scene.held_back() or any(row["errno"] not in (*CONTENT, "EOF") for row in scene.errors)
+    if not overflows or scene.dropped_by_others() or not dropped:
         return None
     backlog = _backlog(scene)
     most = str(dig(scene.seen("before", scene.server), "sysctls", "net.core.somaxconn") or "")

@@ -156,7 +156,11 @@ def scene(failed: list, before: dict, peak: dict, after: dict, **more: Any) -> w
 
     return walls.Scene(
         errors=errors(*failed),
-        connections={"requested": 1000, "failed": sum(row[2] for row in failed)},
+        connections={
+            "requested": 1000,
+            "established": 999 if failed else 1000,
+            "failed": sum(row[2] for row in failed),
+        },
         observations=seen("before", s1=made(before)) | seen("peak", s1=made(peak)) | seen("after", s1=made(after)),
         server="s1",
         clients=["c1"],
@@ -309,6 +313,15 @@ def test_drops_of_another_server_s_port_are_not_this_one_s(
     start = {"counters": counters(), "listener_drops": old}
     found = walls.diagnose(scene([TIMEOUT], start, {}, changes | {"listener_drops": new}))
     assert (found and found["name"]) == (name if ours else None)
+
+
+@pytest.mark.parametrize(
+    ("errno", "established", "named"), [("EOF", 1000, False), ("EOF", 999, True), ("ETIMEDOUT", 1000, True)]
+)
+def test_a_server_that_hangs_up_later_had_no_full_accept_queue(errno: str, established: int, named: bool) -> None:
+    one = scene([("echo", errno, 1)], {}, {}, {"overflows": 7})
+    one = dataclasses.replace(one, connections={"requested": 1000, "failed": 1, "established": established})
+    assert (walls.accept_queue(one) is not None) is named
 
 
 def test_a_reboot_makes_no_deltas() -> None:
