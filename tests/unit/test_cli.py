@@ -196,7 +196,7 @@ def test_the_readme_says_where_every_module_lives() -> None:
 
 def test_ctrl_c_while_invoke_is_imported_shows_no_traceback(tmp_path: Path) -> None:
     """Nothing of ours has run by then: what ./bootstrap writes into `inv` makes it a quiet end."""
-    (edit,) = re.findall(r"sed -i '([^']+)'", (ROOT / "bootstrap").read_text())
+    (edit,) = re.findall(r"sed -i '([^']+)' ", (ROOT / "bootstrap").read_text())
     script = tmp_path / "inv"
     script.write_text("import re\nimport sys\nfrom invoke.main import program\nsys.exit(program.run())\n")
     subprocess.run(["sed", "-i", edit, script], check=True)
@@ -205,7 +205,11 @@ def test_ctrl_c_while_invoke_is_imported_shows_no_traceback(tmp_path: Path) -> N
     (tmp_path / "invoke" / "__init__.py").write_text(slow)
     (tmp_path / "invoke" / "main.py").write_text("")
     with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run where it is ignored
     ) as inv:
         assert inv.stdout is not None and inv.stdout.readline() == "importing\n"
         inv.send_signal(signal.SIGINT)
