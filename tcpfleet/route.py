@@ -12,13 +12,14 @@ import os
 import random
 import re
 import shlex
+import signal
 import socket
 import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpfleet.errors import BadInput, Unreachable
 from tcpfleet.secret import Secret
@@ -57,22 +58,24 @@ class Route:
         self._clients = [hop.client for hop in hops]
         self._proxy: subprocess.Popen[bytes] | None = None
         self._ours: socket.socket | None = None
-        self._said: BinaryIO
+        self._said = b""
+        self._listener: threading.Thread | None = None
 
     def open(self) -> None:
         """Log in at each, one after the other."""
         if self._command:
             # Paramiko's own ProxyCommand turns for ever once the program has ended, and drops what it said.
-            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
             self._ours, its = socket.socketpair()
             with its:
                 self._proxy = subprocess.Popen(
                     ["/bin/sh", "-c", "exec " + self._command],
                     stdin=its.fileno(),
                     stdout=its.fileno(),
-                    stderr=self._said,
+                    stderr=subprocess.PIPE,
                     start_new_session=True,
                 )
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
             self.hops[0].connect_kwargs["sock"] = self._ours
         self.hops[-1].open()
         self.transport = self.hops[-1].transport
@@ -83,15 +86,21 @@ class Route:
         """The first that is not open: where it went wrong."""
         return next((hop for hop in self.hops if not hop.is_connected), self.hops[-1])
 
+    def _listen(self) -> None:
+        """Keeps the end of what a ProxyCommand says, for one may say it without end."""
+        assert self._proxy is not None and self._proxy.stderr is not None
+        with self._proxy.stderr as pipe:
+            while part := os.read(pipe.fileno(), 65536):
+                self._said = (self._said + part)[-1000:]
+
     def proxy_said(self) -> str:
         """The last line that a ProxyCommand which ended has left, or nothing."""
-        if self._proxy is None:
+        if self._proxy is None or self._listener is None:
             return ""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._proxy.wait(0.5)
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - 1000))
-        lines = self._said.read().decode(errors="replace").split("\n")
+            self._listener.join(0.5)
+        lines = self._said.decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def close(self) -> None:
@@ -101,13 +110,12 @@ class Route:
         if self._ours is not None:
             self._ours.close()
         if self._proxy is not None:
-            self._proxy.terminate()
-            try:
-                self._proxy.wait(2)
-            except subprocess.TimeoutExpired:
-                self._proxy.kill()
-                self._proxy.wait()
-            self._said.close()
+            # The group too: what it has started would outlive it.
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._proxy.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._proxy.wait(2)
 
 
 class _Hop(NamedTuple):
@@ -367,7 +375,8 @@ def connect(how: Connection, connect_timeout: float, keys: Keyring, ask: Callabl
             return way_in
         except Exception as error:  # Paramiko passes on whatever it stumbled over in what a stranger sent
             is_stalled = time.monotonic() - begun >= connect_timeout  # a silent host costs its timeout once
-            reason, retry = _why_not(error, way_in, connect_timeout), _worth_a_retry(error) and not is_stalled
+            reason = _why_not(error, way_in, connect_timeout, is_stalled=is_stalled)
+            retry = _worth_a_retry(error) and not is_stalled
             # Paramiko tells of an encrypted key only if nothing else has failed after it.
             identities = _identities(way_in.at) if _is_about_the_login(error, way_in.at) else []
         finally:
@@ -404,7 +413,7 @@ def _was_thrown_out(at: fabric.Connection) -> bool:
     return not transport.is_authenticated()
 
 
-def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
+def _why_not(error: Exception, route: Route, connect_timeout: float, *, is_stalled: bool) -> str:
     import paramiko
     from paramiko.ssh_exception import NoValidConnectionsError
 
@@ -436,8 +445,10 @@ def _why_not(error: Exception, route: Route, connect_timeout: float) -> str:
         return f"no answer from {where} in {connect_timeout:g} s"
     if isinstance(error, FileNotFoundError):
         return f"cannot read {error.filename}"
-    said = route.proxy_said()
-    return f"SSH to {where} failed: {os_reason(error)}" + (f"; its ProxyCommand said: {said}" if said else "")
+    said, reason = route.proxy_said(), os_reason(error)
+    if is_stalled and reason in ("No existing session", "Error reading SSH protocol banner"):  # Paramiko's words
+        reason = f"the handshake was not done in {connect_timeout:g} s"
+    return f"SSH to {where} failed: {reason[:300]}" + (f"; its ProxyCommand said: {said}" if said else "")
 
 
 def _worth_a_retry(error: BaseException) -> bool:
