@@ -222,7 +222,7 @@ class HostVars(Mapping[str, Mapping[str, Any]]):
 
 
 class _View(Mapping[str, Any]):
-    """A scope as a mapping."""
+    """A scope as a mapping; gone through, it has no hostvars, as in Ansible, for those would have it again."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -231,7 +231,7 @@ class _View(Mapping[str, Any]):
         return self._scope.lookup(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._scope.names()))
+        return iter(sorted(self._scope.names() - {"hostvars", "omit"}))
 
     def __len__(self) -> int:
-        return len(self._scope.names())
+        return len(list(iter(self)))

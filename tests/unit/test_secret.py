@@ -174,6 +174,21 @@ def test_passwords_on_the_command_line(tmp_path: Path) -> None:
         assert done.returncode == 1 and done.stderr.rpartition("error: ")[2].startswith("--ask-pass")
 
 
+def test_all_variables_of_a_host_are_shown_without_its_passwords(tmp_path: Path) -> None:
+    """`hostvars[h]` had itself among them, without end."""
+    book = tmp_path / "book.yml"
+    book.write_text(
+        "- hosts: all\n  gather_facts: false\n  tasks: [debug: {var: 'hostvars[inventory_hostname]'}]\n"
+    )
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(
+        "all: {hosts: {here: {ansible_connection: local, ansible_become_password: canary-canary, a: 7}}}"
+    )
+    done = inv("play", str(book), "--inventory", str(hosts))
+    assert done.returncode == 0 and '"a": 7' in done.stdout, done.stdout + done.stderr
+    assert "canary-canary" not in done.stdout + done.stderr and '"hostvars"' not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("plain é\n\t", None), ("\033]0;x\a", r"\x1b]0;x\x07"), ("a\rb\u202ec\x9b2J", r"a\rb\u202ec\x9b2J")],
