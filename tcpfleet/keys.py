@@ -1,12 +1,13 @@
-"""Private keys that are encrypted: which are, and how each is unlocked once per command.
+"""Private keys that Paramiko cannot read by itself: encrypted ones, and those in PKCS#8, as OpenSSL makes them.
 
 In: paths of private keys, and somebody to ask. Out: keys for Paramiko. Unlocking takes a good tenth of a second on
-purpose, so a key is unlocked once and not once per host.
+purpose, so a key is unlocked once per command and not once per host.
 """
 
 from __future__ import annotations
 
 import binascii
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -24,10 +25,7 @@ _MAGIC = b"openssh-key-v1\0"  # PROTOCOL.key of OpenSSH; the cipher's name follo
 
 def is_encrypted(path: str) -> bool:
     """Whether a private key needs a passphrase; False also for what is no key or cannot be read."""
-    try:
-        data = Path(path).expanduser().read_bytes()
-    except OSError:
-        return False
+    data = _content(path)
     if b"BEGIN OPENSSH PRIVATE KEY" not in data:
         return b"Proc-Type: 4,ENCRYPTED" in data or b"BEGIN ENCRYPTED PRIVATE KEY" in data
     try:
@@ -35,6 +33,13 @@ def is_encrypted(path: str) -> bool:
     except binascii.Error:
         return False
     return body.startswith(_MAGIC) and not body.startswith(_MAGIC + b"\0\0\0\4none")
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError:
+        return b""
 
 
 class Keyring:
@@ -45,8 +50,11 @@ class Keyring:
         self._lock = threading.Lock()
 
     def unlocked(self, path: str) -> paramiko.PKey | None:
-        """The key, if it was unlocked before."""
+        """The key, if it was unlocked before or is one in PKCS#8 without a passphrase."""
         key = self._keys.get(path)
+        if key is None and b"BEGIN PRIVATE KEY" in _content(path):
+            with self._lock:
+                key = self._keys[path] = self._keys.get(path) or _read(path, None)
         return None if isinstance(key, Unreachable) else key
 
     def unlock(self, path: str, ask: Callable[[str], Secret]) -> None:
@@ -57,7 +65,7 @@ class Keyring:
         with self._lock:
             if path not in self._keys:
                 try:
-                    self._keys[path] = _decrypted(path, ask(f"passphrase for {path}: "))
+                    self._keys[path] = _read(path, ask(f"passphrase for {path}: "))
                 except EOFError:
                     self._keys[path] = Unreachable(
                         f"the private key {path} is encrypted: load it into ssh-agent, or run where its "
@@ -68,16 +76,40 @@ class Keyring:
             raise Unreachable(str(key))
 
 
-def _decrypted(path: str, phrase: Secret) -> paramiko.PKey | Unreachable:
+def _read(path: str, phrase: Secret | None) -> paramiko.PKey | Unreachable:
     import paramiko
 
     file = os.path.expanduser(path)
+    try:
+        text, password = _without_pkcs8(_content(path), phrase.reveal() if phrase else None)
+    except (TypeError, ValueError):
+        text, password = "", None
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
-            key = kind.from_private_key_file(file, password=phrase.reveal())
+            key = kind.from_private_key(io.StringIO(text), password=password)
         except (paramiko.SSHException, ValueError):
             continue  # of another kind, or wrong
         if os.path.isfile(file + "-cert.pub"):
             key.load_certificate(file + "-cert.pub")
         return key
+    if phrase is None:
+        return Unreachable(f"the private key {path} is damaged, or of a kind that is not supported")
     return Unreachable(f"the passphrase for {path} is wrong, or the key is damaged")
+
+
+def _without_pkcs8(content: bytes, password: str | None) -> tuple[str, str | None]:
+    """A key's text in a form that Paramiko reads, and the passphrase that it still needs.
+
+    :raises TypeError, ValueError: as `load_pem_private_key`.
+    """
+    if b"BEGIN PRIVATE KEY" not in content and b"BEGIN ENCRYPTED PRIVATE KEY" not in content:
+        return content.decode("ascii", "replace"), password
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization as form
+
+    try:
+        key = form.load_pem_private_key(content, None if password is None else password.encode())
+        text = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
+    return text.decode("ascii"), None

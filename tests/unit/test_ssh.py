@@ -24,6 +24,8 @@ import fabric
 import paramiko
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tcpfleet import link, ssh_config
 from tcpfleet.errors import BadInput, TcpfleetError, Unreachable
@@ -269,6 +271,39 @@ def test_an_encrypted_key_asks_for_its_passphrase(sshd: LocalSshd, tmp_path: Pat
         login(sshd, args, ansible_ssh_private_key_file=file)
     with pytest.raises(Unreachable, match=r"passphrase for .* is wrong"):
         login(sshd, args, lambda question: Secret("wrong"), ansible_ssh_private_key_file=file)
+
+
+PKCS8 = {
+    "rsa": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.mark.parametrize("phrase", ["", "right phrase"])
+@pytest.mark.parametrize("kind", PKCS8)
+def test_a_key_as_openssl_makes_it(sshd: LocalSshd, tmp_path: Path, home: Path, kind: str, phrase: str) -> None:
+    """OpenSSH reads PKCS#8, Paramiko does not: "no key was accepted", or "the passphrase is wrong"."""
+    made = PKCS8[kind]()
+    how = serialization.BestAvailableEncryption(phrase.encode()) if phrase else serialization.NoEncryption()
+    key = home / ".ssh" / "mine"
+    key.write_bytes(made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how))
+    public = made.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    authorized = sshd.key.parent / "authorized"
+    before = authorized.read_bytes()
+    authorized.write_bytes(public + b"\n")
+    try:
+        args = trusted(sshd, tmp_path)
+        login(sshd, args, lambda question: Secret("right phrase"), ansible_ssh_private_key_file=str(key))
+        if phrase:
+            with pytest.raises(Unreachable, match=r"passphrase for .* is wrong"):
+                login(sshd, args, lambda question: Secret("wrong"), ansible_ssh_private_key_file=str(key))
+        else:
+            key.write_text("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n")
+            with pytest.raises(Unreachable, match="no key was accepted"):
+                login(sshd, args, ansible_ssh_private_key_file=str(key))
+    finally:
+        authorized.write_bytes(before)
 
 
 def test_a_fleet_asks_once_and_in_the_thread_that_can_be_interrupted(
