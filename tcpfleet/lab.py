@@ -259,7 +259,7 @@ def up(hosts: Sequence[LabHost], checkout: Path, say: Callable[[str], None]) -> 
                         _make_disk(host, checkout)
                     _boot(host)
             _wait(hosts, checkout, say, may_be_degraded=had_disk)
-            return status()
+            return status(timeout=30.0)  # they have just answered: on a busy machine they will again
         except BaseException:
             with uninterruptible():
                 if fresh:
@@ -297,13 +297,16 @@ def down(checkout: Path, say: Callable[[str], None], *, anyones: bool = False) -
         return was_up
 
 
-def status() -> LabStatus:
-    """What is running now, asked of the hosts themselves over SSH."""
+def status(timeout: float = 5.0) -> LabStatus:
+    """What is running now, asked of the hosts themselves over SSH.
+
+    :param timeout: seconds that each may take to answer; one that does not is `booting`.
+    """
     owner = _owner()
     if owner is None:
         return LabStatus(None, ())
     hosts, machines = _owner_hosts(), _machines()
-    states = _ask_states(hosts, owner, timeout=5.0)
+    states = _ask_states(hosts, owner, timeout)
     return LabStatus(
         owner,
         tuple(

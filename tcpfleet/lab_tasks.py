@@ -20,6 +20,9 @@ def hosts_of(options: Options) -> list[lab.LabHost]:
 def up(options: Options) -> Answer:
     """Boot exactly the hosts of group `lab`; exit 2 when one runs, but degraded by what is on its disk."""
     state = lab.up(hosts_of(options), ROOT, options.say)
+    for host in state.hosts:
+        if host.state != "running":
+            options.say(f"{host.name}: {host.state} {host.detail}".rstrip())
     options.say(
         "lab is up. Log in: ssh -i .lab/id_ed25519 -o UserKnownHostsFile=.lab/known_hosts "
         f"root@{state.hosts[0].address}   (users ops, deploy; sudo password of ops: .lab/ops_password)"
