@@ -204,7 +204,8 @@ WALLS = {
     ),
     ("echo", "ETIMEDOUT"): (
         "connected but no reply",
-        "the kernel of {target} accepts what its program does not: check that the server accepts and replies",
+        "the kernel of {target} accepted: check that its program accepts and replies, and that no packets are "
+        "lost on the way",
     ),
     ("echo", "CROSSED"): (
         "the server mixes up replies",

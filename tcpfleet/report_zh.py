@@ -752,8 +752,8 @@ OUTSIDE = {
     "look for a full accept queue (server's backlog, net.core.somaxconn), SYN drops or a firewall at {target}": (
         "检查 {target} 的全连接队列是否已满（服务端的 backlog、net.core.somaxconn）、有无丢弃 SYN 或防火墙拦截"
     ),
-    "the kernel of {target} accepts what its program does not: check that the server accepts and replies": (
-        "{target} 的内核接受了连接而程序没有：请检查服务端是否在 accept 并应答"
+    "the kernel of {target} accepted: check that its program accepts and replies, and that no packets are lost on the way": (
+        "{target} 的内核已接受连接：检查其程序是否接受并应答，以及途中是否丢包"
     ),
     "its program gives one message the reply of another: look for buffers that connections share": (
         "服务端程序把一条消息的应答给了另一条：检查是否有多条连接共用的缓冲区"
