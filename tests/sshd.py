@@ -10,8 +10,9 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,3 +123,27 @@ def keygen(*words: str | Path) -> None:
 def public(key: Path) -> str:
     """Type and base64 of a key's public half."""
     return " ".join(key.with_name(key.name + ".pub").read_text().split()[:2])
+
+
+@contextlib.contextmanager
+def stranger(listener: socket.socket, says: bytes, *, closes: bool = False) -> Iterator[list[socket.socket]]:
+    """What takes every connection of a listener, says one thing and then nothing; yields those that it took."""
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(listener.accept()[0])
+                held[-1].sendall(says)
+                if closes:
+                    held[-1].close()
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    try:
+        yield held
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join()
+        for one in held:
+            one.close()

@@ -1,6 +1,5 @@
 """Sessions over the local link: a real agent process, its start, its end, and what can be wrong with it."""
 
-import contextlib
 import json
 import marshal
 import os
@@ -8,7 +7,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -20,6 +18,7 @@ from tcpfleet import lab, link
 from tcpfleet.errors import HostFailed, Unreachable
 from tcpfleet.fleet import Fleet
 from tcpfleet.inventory import Connection, Host
+from tests.sshd import stranger
 from tests.unit.interpreters import INTERPRETERS
 
 HOST = Host("here", {}, ())
@@ -86,28 +85,10 @@ def test_no_python_is_one_sentence(python: str, said: str) -> None:
 def test_only_a_connection_that_was_dropped_at_its_beginning_is_tried_again(
     says: bytes, closes: bool, tries: int, said: str, tmp_path: Path
 ) -> None:
-    held: list[socket.socket] = []
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(listener.accept()[0])
-                held[-1].sendall(says)
-                if closes:
-                    held[-1].close()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve)
-        server.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener, stranger(listener, says, closes=closes) as held:
         how = Connection("sick", "ssh", "127.0.0.1", port=listener.getsockname()[1])
-        try:
-            with pytest.raises(Unreachable, match=said):
-                link.open_session(HOST, how, connect_timeout=1)
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join()
-            for one in held:
-                one.close()
+        with pytest.raises(Unreachable, match=said):
+            link.open_session(HOST, how, connect_timeout=1)
     assert len(held) == tries
 
 

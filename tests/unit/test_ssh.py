@@ -36,7 +36,7 @@ from tcpfleet.inventory.connection import make_connection
 from tcpfleet.secret import Secret
 from tests.conftest import ROOT
 from tests.relay import Relay
-from tests.sshd import LocalSshd, keygen, public
+from tests.sshd import LocalSshd, keygen, public, stranger
 
 pytestmark = pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="there is no sshd here")
 full = pytest.mark.full
@@ -423,26 +423,13 @@ def test_an_agent_that_is_none(
 ) -> None:
     """It is asked when no file has opened the host, and does not hold up the command."""
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-    held: list[socket.socket] = []
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(listener.accept()[0])
-                held[-1].sendall(says)
-
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "agent"))
         listener.listen()
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        login(sshd, trusted(sshd, tmp_path))
-        with pytest.raises(Unreachable, match=said):
-            login(sshd, trusted(sshd, tmp_path), timeout=1, ansible_ssh_private_key_file="")
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    for one in held:
-        one.close()
+        with stranger(listener, says):
+            login(sshd, trusted(sshd, tmp_path))
+            with pytest.raises(Unreachable, match=said):
+                login(sshd, trusted(sshd, tmp_path), timeout=1, ansible_ssh_private_key_file="")
 
 
 def test_an_agent_holds_the_key(sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

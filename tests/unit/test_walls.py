@@ -152,7 +152,7 @@ TABLE = [
 
 def scene(failed: list, before: dict, peak: dict, after: dict, **more: Any) -> walls.Scene:
     def made(changes: dict) -> dict:
-        return server(**{"cpu": {}} | changes)
+        return server(**changes)
 
     return walls.Scene(
         errors=errors(*failed),
